@@ -1,0 +1,89 @@
+"""One frozen, keyword-only dataclass per stage: its fields are the options of the command and the keys of a config.
+
+A field made by ``option`` carries its help text; ``stages/options.py`` turns the fields into click options, so that
+an option exists in one place only. A configuration checks itself and reports all of its problems together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+
+def option(default: Any, help: str, *, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    ``default`` of ``dataclasses.MISSING`` makes the option required. A tuple-typed field is an option that may be
+    given several times. ``choices`` are checked with the rest of the configuration, for callers from Python too.
+    """
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+REQUIRED = dataclasses.MISSING
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of the stages' configurations. Subclasses yield their own problems from ``problems``."""
+
+    def __post_init__(self) -> None:
+        found = [*self._choice_problems(), *self.problems()]
+        if found:
+            raise ConfigError(found)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with this configuration, one sentence each, naming the option as it is typed."""
+        yield from ()
+
+    def _choice_problems(self) -> Iterator[str]:
+        for field in dataclasses.fields(self):
+            choices = field.metadata.get("choices")
+            value = getattr(self, field.name)
+            given = value if isinstance(value, tuple) else (value,)
+            for item in given if choices else ():
+                if item is not None and item not in choices:
+                    yield f"--{field.name.replace('_', '-')} should be one of {', '.join(choices)}; found {item!r}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def parse_arguments(texts: Sequence[str], option_name: str) -> dict[str, Any]:
+    """Keyword arguments from ``key=value`` texts; a value is an int, a float, a bool, or else a string.
+
+    >>> parse_arguments(["hidden=16,dropout=0.1", "bias=false"], "--student-args")
+    {'hidden': 16, 'dropout': 0.1, 'bias': False}
+
+    Raises ConfigError naming ``option_name`` when a text is not of that form.
+    """
+    arguments: dict[str, Any] = {}
+    for item in [piece for text in texts for piece in text.split(",") if piece.strip()]:
+        key, sign, value = item.partition("=")
+        if not sign or not key.strip().isidentifier():
+            raise ConfigError(f"{option_name} should be key=value pairs; found {item!r}")
+        arguments[key.strip()] = _literal(value.strip())
+    return arguments
+
+
+def _literal(text: str) -> int | float | bool | str | None:
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,49 @@
+"""Where tensors live and in which precision a model runs: one place for ``--device``, ``--precision`` and threads."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from pipeline.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for ``name``: ``auto`` takes CUDA, then MPS, then the CPU; ``cuda:1`` names one of several.
+
+    Raises ConfigError when the device asked for is not there.
+    """
+    cuda = torch.cuda.is_available()
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device should be one of {', '.join(DEVICES)} or cuda:N; found {name!r}") from None
+    if (device.type == "cuda" and not cuda) or (device.type == "mps" and not mps):
+        raise ConfigError(
+            f"--device {name} was asked for, but this machine has none that torch can use. Try --device auto"
+        )
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """A context in which a forward pass runs in ``precision``; float32 is the plain one."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+def use_threads(threads: int) -> None:
+    """Threads of torch's own arithmetic on the CPU; 0 leaves torch's choice.
+
+    Tiny models run several times faster on one thread than on all of them.
+    """
+    if threads:
+        torch.set_num_threads(threads)

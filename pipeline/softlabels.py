@@ -1,0 +1,120 @@
+"""Typed batches of soft labels: what an encoding decodes to and what a loss takes.
+
+The classes hold numpy arrays or torch tensors alike (this layer imports neither torch nor the store); ``map``
+turns one into the other. Shapes are checked once, here, so that losses need not. Every distribution is a row:
+B rows are the positions of a batch, C the classes, K the kept classes, S the declared temperatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from pipeline.errors import EncodingError, TemperatureError
+
+Array: TypeAlias = Any
+"""A numpy array or a torch tensor."""
+
+
+def _check(name: str, array: Array, shape: tuple[int | None, ...]) -> None:
+    found = tuple(array.shape)
+    if len(found) != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, found, strict=True)
+    ):
+        wanted = ", ".join("*" if s is None else str(s) for s in shape)
+        raise EncodingError(f"{name} should have shape ({wanted}), found {found}")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """All the logits of each row.
+
+    ``logits`` is (B, C), floating. Lossy encodings keep logits up to a constant per row, so that only differences
+    within a row carry meaning.
+    """
+
+    logits: Array
+
+    def __post_init__(self) -> None:
+        _check("logits", self.logits, (None, None))
+
+    def __len__(self) -> int:
+        return int(self.logits.shape[0])
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return int(self.logits.shape[1])
+
+    def map(self, function: Callable[[Array], Array]) -> Dense:
+        """The same labels with ``function`` applied to every array (a device move, a row selection)."""
+        return Dense(function(self.logits))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The K largest logits of each row and, per declared temperature, the mass of all the others.
+
+    - ``ids`` (B, K) integer, ascending within a row;
+    - ``logits`` (B, K) floating, relative to the row's largest logit;
+    - ``log_normaliser`` (B, S) float32: logsumexp over **all** classes of (logits - max) / T;
+    - ``log_residual`` (B, S) float32: log of the probability mass of the dropped classes at T, ``-inf`` when
+      nothing was dropped (K = C);
+    - ``temperatures``: the S values of T; ``num_classes``: C.
+    """
+
+    ids: Array
+    logits: Array
+    log_normaliser: Array
+    log_residual: Array
+    temperatures: tuple[float, ...]
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        _check("ids", self.ids, (None, None))
+        rows, kept = self.ids.shape
+        _check("logits", self.logits, (rows, kept))
+        _check("log_normaliser", self.log_normaliser, (rows, len(self.temperatures)))
+        _check("log_residual", self.log_residual, (rows, len(self.temperatures)))
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return self.num_classes
+
+    def at(self, temperature: float) -> tuple[Array, Array]:
+        """Log-probabilities of the kept classes (B, K) and log of the dropped mass (B,) at one temperature.
+
+        Raises TemperatureError when the cache did not keep that temperature: the dropped mass cannot be rescaled.
+        """
+        column = self.column(temperature)
+        logprobs = self.logits / temperature - self.log_normaliser[:, column : column + 1]
+        return logprobs, self.log_residual[:, column]
+
+    def column(self, temperature: float) -> int:
+        """The column that holds ``temperature``; raises TemperatureError naming those on hand."""
+        for column, known in enumerate(self.temperatures):
+            if abs(known - temperature) <= 1e-6 * max(1.0, abs(known)):
+                return column
+        on_hand = ", ".join(f"{t:g}" for t in self.temperatures)
+        raise TemperatureError(
+            f"temperature {temperature:g} was not kept: these top-{self.ids.shape[1]} labels hold T = {on_hand}. "
+            f"Train at one of those, or dump again with --temperature {temperature:g}"
+        )
+
+    def map(self, function: Callable[[Array], Array]) -> TopK:
+        """The same labels with ``function`` applied to every array (a device move, a row selection)."""
+        return replace(
+            self,
+            ids=function(self.ids),
+            logits=function(self.logits),
+            log_normaliser=function(self.log_normaliser),
+            log_residual=function(self.log_residual),
+        )
+
+
+SoftLabels: TypeAlias = Dense | TopK

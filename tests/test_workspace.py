@@ -1,0 +1,91 @@
+"""Outputs appear whole or not at all; a scratch directory outlives its process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import workspace
+from pipeline.errors import BusyError, ConfigError
+from pipeline.workspace import Workspace, leftovers, write_atomic
+
+
+def test_nothing_appears_before_commit_and_a_second_run_finds_the_scratch(tmp_path: Path):
+    out = tmp_path / "deep" / "out"
+    with Workspace(out, "a" * 64) as space:
+        write_atomic(space.path / "file", b"one")
+        assert not out.exists()
+    with Workspace(out, "a" * 64) as space:
+        assert (space.path / "file").read_bytes() == b"one"
+        space.commit()
+    assert (out / "file").read_bytes() == b"one"
+    assert not space.path.exists()
+
+
+def test_another_identity_gets_another_scratch(tmp_path: Path):
+    with Workspace(tmp_path / "out", "a" * 64) as first:
+        (first.path / "mine").touch()
+    with Workspace(tmp_path / "out", "b" * 64) as second:
+        assert second.path != first.path
+        assert not list(second.path.iterdir())
+
+
+def test_commit_replaces_what_was_there(tmp_path: Path):
+    out = tmp_path / "out"
+    for text in ("old", "new"):
+        with Workspace(out, text * 16) as space:
+            (space.path / text).touch()
+            space.commit()
+    assert [p.name for p in out.iterdir()] == ["new"]
+
+
+def _hold(out: Path, ready: multiprocessing.Queue, leave: multiprocessing.Queue) -> None:
+    with Workspace(out, "a" * 64):
+        ready.put(os.getpid())
+        leave.get()
+
+
+def test_the_second_writer_is_refused_and_told_who_holds_the_output(tmp_path: Path):
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Queue(), context.Queue()
+    holder = context.Process(target=_hold, args=(tmp_path / "out", ready, leave))
+    holder.start()
+    try:
+        pid = ready.get(timeout=60)
+        with pytest.raises(BusyError, match=f"process {pid} on "), Workspace(tmp_path / "out", "b" * 64):
+            pass
+        assert list(leftovers(tmp_path)) == []
+    finally:
+        leave.put(None)
+        holder.join(60)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ConfigError, match="is a file"), Workspace(tmp_path / "out", "a" * 64):
+        pass
+
+
+def test_leftovers_are_what_killed_runs_left(tmp_path: Path):
+    with Workspace(tmp_path / "sub" / "out", "a" * 64) as space:
+        (space.path / "part").touch()
+    found = {p.name for p in leftovers(tmp_path)}
+    assert space.path.name in found
+    assert all(workspace.MARK in name for name in found)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workspace.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
