@@ -1,0 +1,104 @@
+"""The options of a dump and the report of what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.configuration import REQUIRED, Config, option
+from pipeline.devices import PRECISIONS
+from pipeline.errors import ConfigError
+from pipeline.identity import short
+from pipeline.models import parse_features
+from pipeline.store import SPLITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpConfig(Config):
+    """Options of ``softlabels dump``."""
+
+    data: str = option(
+        "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
+    )
+    data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
+    teacher: str = option("cnn-32", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
+    teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
+    weights: Path | None = option(
+        None, "the teacher's weights: safetensors, or a checkpoint that loads with weights_only"
+    )
+    out: Path = option(REQUIRED, "directory of the cache")
+    views: int = option(0, "random views of each training example, besides the plain one")
+    transform: str | None = option(
+        None, "random view: built-ins joined by '+' (affine:degrees=15,translate=0.1), or module:factory"
+    )
+    seed: int = option(0, "seed of the views")
+    splits: tuple[str, ...] = option(SPLITS, "splits to dump; only train gets random views", choices=SPLITS)
+    encoding: str = option("dense", "how a distribution is kept", choices=("dense", "topk"))
+    dtype: str = option("float32", "of the kept logits; float32 is exact", choices=("float32", "float16", "int8"))
+    k: int = option(10, "classes that topk keeps")
+    temperature: tuple[float, ...] = option((1.0, 4.0), "temperatures at which topk keeps the dropped mass")
+    features: tuple[str, ...] = option((), "NAME=MODULE: keep the output of a named submodule, as float16")
+    store: str = option("zarr", "file format of the labels", choices=("zarr", "parquet"))
+    part_size: int = option(0, "entries per part, the unit of resume and download; 0 chooses about 64 MiB")
+    batch_size: int = option(256, "entries per forward pass")
+    workers: int = option(0, "processes that load and transform examples; 0 does it in this one")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")
+    precision: str = option("float32", "of the forward pass; part of the cache's identity", choices=PRECISIONS)
+    threads: int = option(0, "CPU threads of the forward pass; 0 leaves torch's choice")
+    overwrite: bool = option(False, "replace a cache of another identity at --out")
+
+    def problems(self) -> Iterator[str]:
+        if "://" in str(self.out):
+            yield f"--out should be a local directory; found {self.out}. Copy the finished cache to its URL"
+        if self.views < 0:
+            yield f"--views should be 0 or more; found {self.views}"
+        if self.views and self.transform is None:
+            yield "--views needs a --transform, for example affine:degrees=15,translate=0.1"
+        if self.transform is not None and not self.views:
+            yield "--transform needs --views: how many random views of each training example to keep"
+        if not self.splits:
+            yield "--splits should name at least one split"
+        for name, low in (("batch_size", 1), ("part_size", 0), ("workers", 0), ("threads", 0)):
+            if getattr(self, name) < low:
+                yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"
+        try:
+            parse_features(self.features)
+        except ConfigError as error:
+            yield from error.problems
+        if self.encoding == "topk" and self.dtype == "int8":
+            yield "--dtype int8 is for dense labels; topk keeps float32 or float16"
+        if self.encoding == "topk" and (not self.temperature or min(self.temperature) <= 0):
+            yield f"--temperature should be above 0, at least one; found {self.temperature}"
+
+
+@dataclass(frozen=True)
+class DumpReport:
+    """What a dump did. Times are in seconds; ``resumed`` parts were found finished."""
+
+    out: str
+    identity: str
+    entries: int
+    parts: int
+    resumed: int
+    bytes: int
+    bytes_per_entry: float
+    seconds: float
+    teacher_seconds: float
+    device: str
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        again = f", {self.resumed} of {self.parts} parts found finished" if self.resumed else ""
+        return (
+            f"{self.out}: {self.entries:,} entries in {self.parts} parts, {self.bytes / 1e6:.1f} MB "
+            f"({self.bytes_per_entry:.0f} B per entry), {self.seconds:.1f} s{again}; identity {short(self.identity)}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dict(vars(self))

@@ -1,0 +1,148 @@
+"""Everything a dump needs, built and checked before the teacher runs: dataset, views, teacher, layout, identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline import encodings
+from pipeline.configuration import parse_arguments
+from pipeline.datasets import Dataset, check_dataset, load_dataset
+from pipeline.devices import autocast, resolve_device, use_threads
+from pipeline.dump.config import DumpConfig
+from pipeline.encodings import Encoding
+from pipeline.errors import DataError, ModelError
+from pipeline.identity import digest
+from pipeline.models import (
+    FeatureTap,
+    build_model,
+    check_class_names,
+    check_model,
+    frozen,
+    load_weights,
+    parse_features,
+    state_digest,
+)
+from pipeline.store import SPLITS, FeatureSpec, Group, Layout
+from pipeline.views import Views, check_views, make_views
+
+TARGET_PART_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a dump needs, built and checked before the teacher runs."""
+
+    config: DumpConfig
+    dataset: Dataset
+    views: Views
+    teacher: nn.Module
+    encoding: Encoding
+    features: Mapping[str, str]
+    feature_specs: Mapping[str, FeatureSpec]
+    layout: Layout
+    identity: Mapping[str, Any]
+    device: torch.device
+
+    @property
+    def digest(self) -> str:
+        """The cache's identity."""
+        return str(self.identity["digest"])
+
+
+def prepare(config: DumpConfig) -> Job:
+    """Load dataset and teacher, check them against each other, and lay the cache out.
+
+    Raises ConfigError, DataError or ModelError, before anything has been written.
+    """
+    use_threads(config.threads)
+    device = resolve_device(config.device)
+    dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
+    check_dataset(dataset)
+    views = make_views(config.transform, config.views + 1, config.seed)
+    check_views(views, dataset)
+    arguments = parse_arguments(config.teacher_args, "--teacher-args")
+    teacher = build_model(config.teacher, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
+    if config.weights is not None:
+        metadata = load_weights(teacher, config.weights)
+        _check_metadata(metadata, dataset, config)
+    teacher = frozen(teacher).to(device)
+    example = dataset.prepare(dataset.load(0))[None].to(device)
+    with torch.no_grad(), autocast(device, config.precision):
+        check_model(
+            teacher,
+            classes=len(dataset.classes),
+            example_input=example,
+            class_names=dataset.classes,
+            whose=f"teacher {config.teacher}",
+        )
+    encoding = encodings.make(config.encoding, dtype=config.dtype, k=config.k, temperatures=config.temperature)
+    classes = len(dataset.classes)
+    specs = encoding.specs(classes)
+    features = parse_features(config.features)
+    feature_specs = _feature_specs(teacher, example, features, config.precision)
+    groups = tuple(_groups(dataset, views, config.splits))
+    if not groups:
+        raise DataError(f"{dataset.name} has no examples in --splits {', '.join(config.splits)}")
+    row_bytes = sum(np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in specs.values())
+    row_bytes += sum(np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in feature_specs.values())
+    layout = Layout(groups=groups, part_size=config.part_size or _part_size(row_bytes, groups))
+    description = {
+        "teacher": {
+            "reference": config.teacher,
+            "args": arguments,
+            "state": state_digest(teacher),
+            "precision": config.precision,
+        },
+        "data": {"digest": dataset.digest(), "examples": len(dataset)},
+        "preprocessing": dataset.preprocessing,
+        "class_names": list(dataset.classes),
+        "views": {"transform": views.description, "seed": views.seed, "count": views.count},
+        "splits": list(config.splits),
+        "encoding": encoding.describe(),
+        "features": features,
+        "store": config.store,
+        "part_size": layout.part_size,
+    }
+    identity = {**description, "digest": digest(description)}
+    return Job(config, dataset, views, teacher, encoding, features, feature_specs, layout, identity, device)
+
+
+def _groups(dataset: Dataset, views: Views, splits: tuple[str, ...]) -> Iterator[Group]:
+    for split in SPLITS:
+        entries = len(dataset.rows(split)) if split in splits else 0
+        for view in range(views.count if split == "train" else 1) if entries else ():
+            yield Group(split, view, entries)
+
+
+def _part_size(row_bytes: int, groups: tuple[Group, ...]) -> int:
+    """A power of two of entries that takes about 64 MiB, no larger than the largest group needs."""
+    wanted = max(1, TARGET_PART_BYTES // max(1, row_bytes))
+    largest = max(group.entries for group in groups)
+    return min(1 << (wanted.bit_length() - 1), 1 << (largest - 1).bit_length())
+
+
+def _feature_specs(
+    teacher: nn.Module, example: Tensor, features: Mapping[str, str], precision: str
+) -> dict[str, FeatureSpec]:
+    if not features:
+        return {}
+    with torch.inference_mode(), autocast(example.device, precision), FeatureTap(teacher, features) as tap:
+        teacher(example)
+        return {name: FeatureSpec(shape=tuple(v.shape[1:]), dtype="float16") for name, v in tap.values.items()}
+
+
+def _check_metadata(metadata: Mapping[str, Any], dataset: Dataset, config: DumpConfig) -> None:
+    """Refuse weights that say they belong to other classes or another preprocessing."""
+    check_class_names(metadata.get("class_names"), dataset.classes, f"teacher {config.weights}")
+    preprocessing = metadata.get("preprocessing")
+    if preprocessing is not None and preprocessing != dataset.preprocessing:
+        raise ModelError(
+            f"{config.weights} was trained on inputs prepared as '{preprocessing}', {dataset.name} prepares them as "
+            f"'{dataset.preprocessing}'. Use the teacher's own preprocessing"
+        )

@@ -1,0 +1,121 @@
+"""How faithful stored labels are to the teacher's own distributions, and how often the teacher is right.
+
+Counted part by part while dumping (on a fixed sample of entries, so that measuring costs next to nothing), added up
+in the manifest, and used again by verification and by the encodings' benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.encodings import Encoding
+from pipeline.softlabels import SoftLabels, TopK
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def log_softmax(logits_NC: Floats, temperature: float) -> npt.NDArray[np.float64]:
+    """Log-probabilities (N, C) at a temperature, in float64."""
+    scaled = logits_NC.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    return np.asarray(scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True)))
+
+
+def stored_logprobs(soft: SoftLabels, temperature: float) -> npt.NDArray[np.float64]:
+    """Log-probabilities (N, C) that numpy soft labels stand for; a top-k residual is spread evenly over its classes.
+
+    Raises TemperatureError when top-k labels did not keep this temperature.
+    """
+    if not isinstance(soft, TopK):
+        return log_softmax(soft.logits, temperature)
+    logprobs, residual = soft.at(temperature)
+    dropped = soft.num_classes - soft.ids.shape[1]
+    each = residual.astype(np.float64) - np.log(dropped) if dropped else np.full(len(soft), -np.inf)
+    full = np.repeat(each[:, None], soft.num_classes, axis=1)
+    np.put_along_axis(full, soft.ids.astype(np.int64), logprobs.astype(np.float64), axis=1)
+    return full
+
+
+def kl_divergence(logprobs_NC: Floats, other_NC: Floats) -> npt.NDArray[np.float64]:
+    """KL(p || q) in nats of each row (N,), from log-probabilities; classes of no mass count nothing.
+
+    >>> p = np.log(np.array([[0.5, 0.5]])); q = np.log(np.array([[0.25, 0.75]]))
+    >>> round(float(kl_divergence(p, q)[0]), 4), float(kl_divergence(p, p)[0])
+    (0.1438, 0.0)
+    """
+    p = np.exp(logprobs_NC)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(p > 0, p * (logprobs_NC - other_NC), 0.0).sum(axis=1))
+
+
+class Fidelity:
+    """Sums over the entries of one part; ``totals`` is a flat dictionary that adds up over parts."""
+
+    def __init__(self, encoding: Encoding, classes: int) -> None:
+        self.encoding, self.classes = encoding, classes
+        self.temperatures = encoding.temperatures or (1.0, 4.0)
+        self.labelled = self.correct = self.compared = self.agreed = 0
+        self.kl_sum = dict.fromkeys(self.temperatures, 0.0)
+        self.kl_max = dict.fromkeys(self.temperatures, 0.0)
+
+    def count(self, logits_NC: Floats, labels_N: npt.NDArray[np.int64]) -> None:
+        """Count the teacher's hits on the rows that have a hard label."""
+        known = labels_N >= 0
+        self.labelled += int(known.sum())
+        self.correct += int((logits_NC.argmax(axis=1) == labels_N)[known].sum())
+
+    def compare(self, logits_NC: Floats, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Compare the stored form of some rows with the logits that they were made from."""
+        soft = self.encoding.decode(arrays, self.classes)
+        self.compared += len(logits_NC)
+        for temperature in self.temperatures:
+            stored = stored_logprobs(soft, temperature)
+            kl = np.maximum(kl_divergence(log_softmax(logits_NC, temperature), stored), 0.0)
+            self.kl_sum[temperature] += float(kl.sum())
+            self.kl_max[temperature] = max(self.kl_max[temperature], float(kl.max(initial=0.0)))
+        self.agreed += int((stored.argmax(axis=1) == logits_NC.argmax(axis=1)).sum())
+
+    def totals(self) -> dict[str, float]:
+        """The sums, as the statistics of a part."""
+        sums: dict[str, float] = {
+            "labelled": self.labelled,
+            "correct": self.correct,
+            "compared": self.compared,
+            "agreed": self.agreed,
+        }
+        for temperature in self.temperatures:
+            sums[f"kl_sum_T{temperature:g}"] = self.kl_sum[temperature]
+            sums[f"kl_max_T{temperature:g}"] = self.kl_max[temperature]
+        return sums
+
+
+def summarise(parts: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """The fidelity of a cache from the (split, statistics) of its parts, as the manifest keeps it.
+
+    ``teacher_accuracy`` is per split, over every view; ``kl`` is in nats, mean and largest, per temperature.
+    """
+    sums: dict[str, float] = {}
+    hits: dict[str, list[float]] = {}
+    for split, statistics in parts:
+        for name, value in statistics.items():
+            larger = name.startswith(("kl_max", "bound"))
+            sums[name] = max(sums.get(name, 0.0), value) if larger else sums.get(name, 0.0) + value
+        seen = hits.setdefault(split, [0.0, 0.0])
+        seen[0] += statistics.get("correct", 0)
+        seen[1] += statistics.get("labelled", 0)
+    compared = sums.get("compared", 0.0)
+    kl = {
+        name.removeprefix("kl_sum_T"): {"mean": sums[name] / compared, "max": sums[name.replace("sum", "max")]}
+        for name in sorted(sums)
+        if name.startswith("kl_sum_T") and compared
+    }
+    return {
+        "entries_compared": int(compared),
+        "top1_agreement": sums["agreed"] / compared if compared else None,
+        "kl": kl,
+        "teacher_accuracy": {split: correct / known for split, (correct, known) in hits.items() if known},
+    }

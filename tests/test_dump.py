@@ -1,0 +1,284 @@
+"""The dump: the teacher runs once per entry, resumes, refuses what does not fit, and writes the same bytes each time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline import dump
+from pipeline.dump import DumpConfig, job, parts
+from pipeline.errors import BusyError, ConfigError, DataError, EncodingError, ModelError
+from pipeline.models import build_model, save_weights
+from pipeline.store import open_cache
+from pipeline.verification import VerifyConfig, verify_with_teacher
+from pipeline.workspace import Workspace
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    splits = np.array(["train"] * 40 + ["validation"] * 10 + ["test"] * 11)
+    np.savez(
+        tmp_path / "data.npz",
+        x=random.normal(size=(61, 1, 8, 8)).astype(np.float32),
+        y=random.integers(0, 3, 61),
+        split=splits,
+        classes=np.array(CLASSES),
+    )
+    return tmp_path / "data.npz"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_weights(tmp_path / "teacher.safetensors", build_model("mlp-8", {}, classes=3, input_shape=(1, 8, 8)), {})
+    return tmp_path / "teacher.safetensors"
+
+
+@pytest.fixture
+def options(data: Path, weights: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "data": f"arrays:{data}",
+        "teacher": "mlp-8",
+        "weights": weights,
+        "out": tmp_path / "cache",
+        "views": 2,
+        "transform": "affine:degrees=20",
+        "part_size": 16,
+        "batch_size": 7,
+        "device": "cpu",
+    }
+
+
+def tree(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_every_entry_holds_what_the_teacher_says(options: dict[str, Any]):
+    report = dump.run(DumpConfig(**options))
+    cache = open_cache(options["out"])
+    assert report.entries == 40 * 3 + 10 + 11
+    assert [cache.views(s) for s in ("train", "validation", "test")] == [(0, 1, 2), (0,), (0,)]
+    found = verify_with_teacher(
+        VerifyConfig(cache=str(options["out"]), teacher="mlp-8", weights=options["weights"], data=options["data"])
+    )
+    assert found.ok and found.entries == report.entries
+    assert found.largest < 1e-5
+
+
+def test_a_second_run_finds_it_finished(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    dump.run(DumpConfig(**options))
+    before = tree(options["out"])
+    monkeypatch.setattr(parts, "forward", None)
+    report = dump.run(DumpConfig(**options))
+    assert report.resumed == report.parts
+    assert report.teacher_seconds == 0
+    assert tree(options["out"]) == before
+
+
+def test_workers_do_not_change_a_byte(options: dict[str, Any], tmp_path: Path):
+    dump.run(DumpConfig(**options))
+    dump.run(DumpConfig(**{**options, "out": tmp_path / "again", "workers": 2}))
+    assert tree(tmp_path / "again") == tree(options["out"])
+
+
+@pytest.mark.parametrize("store", ["zarr", "parquet"])
+def test_a_dump_that_fails_resumes_to_the_same_bytes(options: dict[str, Any], store: str, tmp_path: Path, monkeypatch):
+    options = {**options, "store": store, "features": ("hint=hidden",)}
+    dump.run(DumpConfig(**{**options, "out": tmp_path / "whole"}))
+    original, calls = parts.forward, []
+
+    def failing(what: Any, inputs: torch.Tensor) -> Any:
+        calls.append(len(inputs))
+        if len(calls) == 9:
+            raise MemoryError("the machine gave up")
+        return original(what, inputs)
+
+    monkeypatch.setattr(parts, "forward", failing)
+    with pytest.raises(MemoryError):
+        dump.run(DumpConfig(**options))
+    assert not options["out"].exists()
+    first = sum(calls[:8])
+    report = dump.run(DumpConfig(**options))
+    assert 0 < report.resumed < report.parts
+    assert sum(calls[9:]) < report.entries
+    assert sum(calls[9:]) + first >= report.entries
+    assert tree(options["out"]) == tree(tmp_path / "whole")
+
+
+SLOW_TEACHER = """
+import time
+from pipeline.models import build_model
+def teacher(classes, input_shape):
+    model = build_model("mlp-8", {}, classes=classes, input_shape=input_shape)
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    return model
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_bytes(options: dict[str, Any], tmp_path: Path):
+    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
+    options = {**options, "teacher": "slow:teacher"}
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, pathlib, torch; sys.path.append('.'); torch.set_num_threads(1)\n"
+        "from pipeline import dump\n"
+        f"options = { ({k: str(v) if isinstance(v, Path) else v for k, v in options.items()})!r}\n"
+        "options['out'] = pathlib.Path(sys.argv[1])\n"
+        "print(dump.run(dump.DumpConfig(**options)).resumed, flush=True)",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen([*command, str(out)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+
+    killed = start(options["out"])
+    scratch_journal = f".{options['out'].name}.softlabels-*/journal/*"
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(scratch_journal))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not options["out"].exists()
+    resumed, whole = start(options["out"]), start(tmp_path / "whole")
+    assert int(resumed.communicate(timeout=60)[0]) >= 2
+    assert int(whole.communicate(timeout=60)[0]) == 0
+    assert tree(options["out"]) == tree(tmp_path / "whole")
+
+
+def test_a_crash_between_manifest_and_rename_loses_nothing(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    def crash(_: Workspace) -> None:
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        patch.setattr(Workspace, "commit", crash)
+        dump.run(DumpConfig(**options))
+    monkeypatch.setattr(parts, "forward", None)
+    assert dump.run(DumpConfig(**options)).teacher_seconds == 0
+    assert open_cache(options["out"]).examples("train") == 40
+
+
+def test_another_identity_is_refused_and_overwritten_on_request(options: dict[str, Any]):
+    dump.run(DumpConfig(**options))
+    before = tree(options["out"])
+    with pytest.raises(ConfigError, match=r"other views\).*--overwrite"):
+        dump.run(DumpConfig(**{**options, "seed": 1}))
+    assert tree(options["out"]) == before
+    dump.run(DumpConfig(**{**options, "seed": 1, "overwrite": True}))
+    assert open_cache(options["out"]).identity["views"]["seed"] == 1
+
+
+def test_a_folder_that_is_no_cache_is_left_alone(options: dict[str, Any]):
+    options["out"].mkdir()
+    (options["out"] / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="not a finished cache"):
+        dump.run(DumpConfig(**options))
+    assert (options["out"] / "thesis.tex").exists()
+
+
+def test_a_second_dump_into_one_output_is_refused(options: dict[str, Any]):
+    with Workspace(options["out"], "a" * 64), pytest.raises(BusyError, match=f"process {os.getpid()}"):
+        dump.run(DumpConfig(**options))
+
+
+class Rowwise(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], model: nn.Module, **changes: Any) -> None:
+    monkeypatch.setattr(job, "build_model", lambda *_, **__: model)
+    dump.run(DumpConfig(**{**options, "weights": None, **changes}))
+
+
+def test_logits_that_are_not_finite_name_the_entry(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    def function(x: torch.Tensor) -> torch.Tensor:
+        logits = x.flatten(1)[:, :3].clone()
+        logits[logits[:, 0] > 1.5] = float("nan")
+        return logits
+
+    with pytest.raises(EncodingError, match=r"example .*, view \d.*"):
+        run_with(monkeypatch, options, Rowwise(function))
+    assert not options["out"].exists()
+
+
+def test_a_teacher_left_in_training_mode_is_evaluated(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3)).train()
+    run_with(monkeypatch, options, model, views=0, transform=None)
+    cache = open_cache(options["out"])
+    x = torch.from_numpy(np.load(options["data"].removeprefix("arrays:"))["x"][:40])
+    stored = cache.decode(cache.read_rows("train", 0, np.arange(40))).logits
+    assert stored == pytest.approx(
+        nn.functional.linear(x.flatten(1), model[2].weight, model[2].bias).detach().numpy(), abs=1e-5
+    )
+
+
+def test_a_wrong_number_of_classes_is_named(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ModelError, match="3"):
+        run_with(monkeypatch, options, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+
+
+def test_a_wrong_input_shape_is_named(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ModelError, match=r"1, 8, 8"):
+        run_with(monkeypatch, options, nn.Sequential(nn.Flatten(), nn.Linear(100, 3)))
+
+
+def test_a_sigmoid_teacher_is_refused_by_name(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ModelError, match=r"(?i)multi-label|sigmoid"):
+        run_with(monkeypatch, options, nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Sigmoid()))
+
+
+def test_class_names_in_another_order_are_refused(options: dict[str, Any], tmp_path: Path):
+    model = build_model("mlp-8", {}, classes=3, input_shape=(1, 8, 8))
+    save_weights(tmp_path / "other.safetensors", model, {"class_names": ["bee", "ant", "cat"]})
+    with pytest.raises(ModelError, match="another order"):
+        dump.run(DumpConfig(**{**options, "weights": tmp_path / "other.safetensors"}))
+
+
+def test_a_split_that_is_empty_is_an_error(options: dict[str, Any], tmp_path: Path):
+    np.savez(
+        tmp_path / "train.npz", x=np.zeros((4, 1, 8, 8), np.float32), y=np.arange(4) % 3, split=np.array(["train"] * 4)
+    )
+    with pytest.raises(DataError, match="no examples in --splits test"):
+        dump.run(DumpConfig(**{**options, "data": f"arrays:{tmp_path / 'train.npz'}", "splits": ("test",)}))
+
+
+def test_all_problems_come_together():
+    with pytest.raises(ConfigError) as caught:
+        DumpConfig(out=Path("s3://bucket/x"), views=-1, batch_size=0, features=("a b=c",), encoding="dens")  # type: ignore[arg-type]
+    assert len(caught.value.problems) == 5
+    assert "--features" in str(caught.value)
+
+
+def test_features_are_stored_beside_the_logits(options: dict[str, Any]):
+    dump.run(DumpConfig(**{**options, "features": ("hint=hidden",), "encoding": "topk", "k": 2, "dtype": "float16"}))
+    cache = open_cache(options["out"])
+    assert cache.feature_names == ("hint",)
+    hint = cache.read_feature_rows("hint", "test", 0, np.arange(11))
+    assert hint.dtype == np.float16 and hint.shape[0] == 11 and np.isfinite(hint).all()
+
+
+def test_an_unknown_feature_lists_the_modules(options: dict[str, Any]):
+    with pytest.raises(ConfigError, match="hidden"):
+        dump.run(DumpConfig(**{**options, "features": ("hint=layer9",)}))
