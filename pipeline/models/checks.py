@@ -1,0 +1,157 @@
+"""What a teacher or a student must be before work is spent on it: finite logits of the right classes, repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+
+_PROBABILITIES = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output: a tensor, an output with ``.logits``, a dict with "logits", or a tuple's first.
+
+    Raises ModelError for anything else.
+    """
+    found = output
+    if not isinstance(found, Tensor):
+        found = getattr(output, "logits", None)
+    if found is None and isinstance(output, dict):
+        found = output.get("logits")
+    if found is None and isinstance(output, (tuple, list)) and output:
+        found = output[0]
+    if not isinstance(found, Tensor):
+        raise ModelError(f"a model should return logits, or an output with .logits; found {type(output).__name__}")
+    return found
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The model itself, in evaluation mode and without gradients: batch norm and dropout at rest."""
+    return model.eval().requires_grad_(False)
+
+
+def check_model(
+    model: nn.Module,
+    *,
+    classes: int,
+    example_input: Tensor,
+    class_names: Sequence[str] | None = None,
+    whose: str = "the model",
+) -> None:
+    """Run a few inputs (B, ...) and look at what comes out; the model's training mode is left as it was.
+
+    Raises ModelError: inputs of a shape that it cannot take, another number of classes, values that are not finite,
+    probabilities in place of logits (softmax or sigmoid last), two calls that differ, class names in another order
+    than its config's.
+    """
+    own_names = _config_names(model)
+    if own_names and class_names and sorted(own_names) == sorted(class_names):
+        # Other words for the classes are no mistake in themselves ("tabby" for "n02123045"); another order is.
+        check_class_names(own_names, class_names, whose)
+    with _evaluating(model):
+        logits, last = _run(model, example_input, whose)
+        if logits.ndim != 2 or logits.shape[0] != len(example_input) or logits.shape[1] != classes:
+            raise ModelError(
+                f"{whose} should give logits of shape ({len(example_input)}, {classes}), one per class of the dataset; "
+                f"found {tuple(logits.shape)}"
+            )
+        values = logits.detach().float()
+        bad = int((~torch.isfinite(values)).any(1).sum())
+        if bad:
+            raise ModelError(f"{whose} gave NaN or infinite logits for {bad} of {len(values)} examples")
+        _check_logits(values, last, whose)
+        with torch.no_grad():
+            again = logits_of(model(example_input)).float()
+    # Exactly on a CPU; an accelerator may choose another algorithm the second time, and rounds differently then.
+    gap = float((values - again).abs().max())
+    if gap > (0.0 if values.device.type == "cpu" else 0.01 * float(values.abs().max())):
+        raise ModelError(
+            f"{whose} gave different logits for the same inputs in evaluation mode (by up to {gap:.2g}): something in "
+            f"it stays random, such as a functional dropout without training=self.training"
+        )
+
+
+def check_class_names(found: Sequence[str] | None, expected: Sequence[str] | None, whose: str) -> None:
+    """Raises ModelError when both orders of class names are known and differ."""
+    if found is None or expected is None or list(found) == list(expected):
+        return
+    if sorted(found) == sorted(expected):
+        first = next(n for n, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+        raise ModelError(
+            f"{whose} has the dataset's classes in another order: class {first} is {found[first]!r} for it and "
+            f"{expected[first]!r} in the dataset. Reorder the dataset's class names"
+        )
+    strange = [name for name in found if name not in set(expected)]
+    raise ModelError(
+        f"{whose} knows other classes than the dataset: {len(found)} against {len(expected)}"
+        + (f", among them {', '.join(map(repr, strange[:3]))}" if strange else "")
+    )
+
+
+def _config_names(model: nn.Module) -> list[str] | None:
+    """Class names of a transformers config, in order."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(names, dict):
+        return None
+    try:
+        ordered = [str(names[n]) for n in range(len(names))]
+    except KeyError:
+        return None
+    return ordered
+
+
+def _run(model: nn.Module, x: Tensor, whose: str) -> tuple[Tensor, str]:
+    """The logits, and the name of the operation or module that made them."""
+    made: list[tuple[str, Any]] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        made.append((type(module).__name__.lower(), output))
+
+    leaves = [m for m in model.modules() if not any(True for _ in m.children())]
+    handles = [leaf.register_forward_hook(note) for leaf in leaves]
+    try:
+        with torch.enable_grad():  # so that the last operation has a name
+            probe = x.detach().clone().requires_grad_(x.is_floating_point())
+            logits = logits_of(model(probe))
+    except ModelError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{whose} cannot take inputs of shape {tuple(x.shape)} (batch first): {first_line}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    operation = logits.grad_fn.name() if logits.grad_fn is not None else ""
+    if operation in _PROBABILITIES:
+        return logits, _PROBABILITIES[operation]
+    last = [name for name, output in made if output is logits and name in ("sigmoid", "softmax")]
+    return logits, last[-1] if last else ""
+
+
+def _check_logits(values: Tensor, last: str, whose: str) -> None:
+    between = bool(((values >= 0) & (values <= 1)).all())
+    if last == "sigmoid":
+        raise ModelError(
+            f"{whose} ends in a sigmoid: it is multi-label, its classes do not exclude each other. Soft labels are "
+            f"kept as one distribution per example; multi-label teachers are not supported yet"
+        )
+    sums_to_one = values.shape[1] > 1 and torch.allclose(values.sum(1), torch.ones(len(values)).to(values), atol=1e-3)
+    if last == "softmax" or (between and sums_to_one):
+        raise ModelError(f"{whose} gives probabilities (they sum to 1); it should give logits, before its softmax")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

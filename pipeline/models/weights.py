@@ -1,0 +1,186 @@
+"""Weights in files: safetensors with one JSON text beside the tensors, and checkpoints, without running any code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline import identity
+from pipeline.errors import ModelError
+from pipeline.workspace import write_atomic
+
+METADATA_KEY = "softlabels"
+"""The one metadata key of a weights file. It holds canonical JSON: several keys would come in no fixed order."""
+
+_NESTED = ("state_dict", "model", "model_state_dict", "module")
+_PREFIXES = ("module.", "_orig_mod.", "model._orig_mod.")
+_HEADER_LIMIT = 100_000_000
+
+
+def save_weights(path: str | Path, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a model's state as safetensors with ``metadata`` (JSON values), atomically. Equal state, equal bytes.
+
+    A tensor that has several names (tied weights) is stored once, under the first; ``aliases`` in the file's own
+    metadata keeps the others. Raises ModelError when the state holds something that is no tensor.
+    """
+    tensors, aliases = _storable(model.state_dict())
+    text = identity.canonical_json({"metadata": dict(metadata or {}), "aliases": aliases}).decode()
+    write_atomic(Path(path), safetensors.torch.save(tensors, {METADATA_KEY: text}))
+
+
+def _storable(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name in sorted(state):
+        value = state[name]
+        if not isinstance(value, Tensor):
+            raise ModelError(f"the state of a model should hold tensors only; {name} is a {type(value).__name__}")
+        place = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if value.numel() and place in seen:
+            aliases[name] = seen[place]
+        else:
+            seen[place] = name
+            # A copy: safetensors refuses tensors that overlap or are strided.
+            tensors[name] = value.detach().cpu().contiguous().clone()
+    return tensors, aliases
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata that ``save_weights`` stored, {} for files of others. Reads the header only, imports nothing.
+
+    Raises ModelError when the file is no safetensors file.
+    """
+    own = _own_metadata(Path(path)).get("metadata", {})
+    return own if isinstance(own, dict) else {}
+
+
+def _own_metadata(path: Path) -> dict[str, Any]:
+    """The JSON under our key: {"metadata": ..., "aliases": ...}."""
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= min(_HEADER_LIMIT, path.stat().st_size):
+                raise ModelError(f"{path} should be a safetensors file and is not: it has no header")
+            header = json.loads(file.read(size))
+        text = (header.get("__metadata__") or {}).get(METADATA_KEY)
+        found = json.loads(text) if text else {}
+    except FileNotFoundError:
+        raise ModelError(f"there are no weights at {path}") from None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{path} should be a safetensors file and cannot be read: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Fill a model from a file and return the file's metadata ({} for checkpoints and files of others).
+
+    ``.safetensors``, or a checkpoint of torch: a state dict, plain or under "state_dict" or "model", with or without
+    the "module." of data-parallel training. A checkpoint is read with ``weights_only``: nothing in it is executed.
+    Raises ModelError: no such file, a file that holds more than weights, missing, unexpected or misshapen tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"there are no weights at {path}")
+    if path.suffix == ".safetensors" or _is_safetensors(path):
+        own = _own_metadata(path)
+        try:
+            state: dict[str, Tensor] = safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path} should be a safetensors file and cannot be read: {error}") from error
+        _fill(model, state, own.get("aliases"), path)
+        return read_metadata(path)
+    _fill(model, _checkpoint(path), None, path)
+    return {}
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _checkpoint(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of what is then refused
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise ModelError(
+            f"{path} should hold weights alone and was not loaded, so that nothing in it could run "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}). Save it as "
+            f"safetensors, or with torch.save(model.state_dict(), ...)"
+        ) from error
+    for key in _NESTED:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        kind = f"a dict of {', '.join(map(str, list(found)[:4]))}" if isinstance(found, dict) else type(found).__name__
+        raise ModelError(f'{path} should hold a state dict, plain or under "state_dict" or "model"; found {kind}')
+    return {str(name): value for name, value in found.items()}
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], aliases: Any, path: Path) -> None:
+    wanted = model.state_dict()
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in wanted):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if isinstance(aliases, dict):
+        state = state | {name: state[first] for name, first in aliases.items() if first in state}
+    state = state | _tied(wanted, state)
+    problems = []
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    misshapen = [n for n, v in wanted.items() if n in state and tuple(state[n].shape) != tuple(v.shape)]
+    if missing:
+        problems.append(f"{len(missing)} missing ({_some(missing)})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+    if misshapen:
+        shapes = [f"{n} {tuple(state[n].shape)} for {tuple(wanted[n].shape)}" for n in misshapen]
+        problems.append(f"{len(misshapen)} of another shape ({_some(shapes)})")
+    if problems:
+        raise ModelError(f"{path} does not fit the model: {'; '.join(problems)}. Is it the architecture they are of?")
+    model.load_state_dict(state)
+
+
+def _tied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names that a file leaves out because the model itself shares their tensor with one that is there."""
+    held = {value.data_ptr(): name for name, value in wanted.items() if name in state and value.numel()}
+    absent = {name: held.get(value.data_ptr()) for name, value in wanted.items() if name not in state}
+    return {
+        name: state[first]
+        for name, first in absent.items()
+        if first is not None and wanted[name].shape == wanted[first].shape
+    }
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def state_digest(model: nn.Module) -> str:
+    """sha256 over a model's sorted state: the identity of its weights, on whichever device they are."""
+    return identity.digest_state({name: _array(value) for name, value in model.state_dict().items()})
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    if not isinstance(value, Tensor):
+        raise ModelError(f"the state of a model should hold tensors only; found a {type(value).__name__}")
+    value = value.detach().cpu()
+    try:
+        return np.asarray(value.numpy())
+    except TypeError:  # bfloat16 and the like have no counterpart in NumPy: their bits serve
+        return np.asarray(value.reshape(-1).contiguous().view(torch.uint8).numpy())
