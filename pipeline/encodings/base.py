@@ -1,0 +1,130 @@
+"""The contract of an encoding: how a batch of logits is kept, and how it comes back.
+
+N rows are positions, C the classes, K the kept classes, S the declared temperatures. An encoding is a frozen
+dataclass that checks its own fields and round-trips through ``describe`` and ``encodings.parse``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import EncodingError
+from pipeline.softlabels import SoftLabels
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""Stored arrays by name; the first axis of each is the position."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One stored array.
+
+    - ``shape``: what follows the position axis: () or (C,) or (K,) or (S,);
+    - ``dtype``: numpy name; ``codec``: "none" or "zstd", whichever pays (docs/decisions/0002).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    codec: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one position before compression."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class Encoding(ABC):
+    """How a distribution is kept. Subclasses are frozen dataclasses."""
+
+    name: ClassVar[str]
+    temperatures: tuple[float, ...]
+    """The values of T at which the kept mass is complete; () when any temperature will do."""
+
+    @abstractmethod
+    def specs(self, classes: int) -> dict[str, ArraySpec]:
+        """The stored arrays for C = ``classes``. At least one is floating and uncompressed.
+
+        Raises EncodingError when this encoding cannot keep that many classes.
+        """
+
+    @abstractmethod
+    def encode(self, logits: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Stored arrays of ``logits`` (N, C), taken as float32.
+
+        Raises EncodingError, with ``row`` set, on NaN, infinities and values out of range.
+        """
+
+    @abstractmethod
+    def decode(self, arrays: Arrays, classes: int) -> SoftLabels:
+        """Soft labels with float32 logits out of stored arrays of N positions."""
+
+    @abstractmethod
+    def bound(self, logits: npt.NDArray[Any], arrays: Arrays) -> float:
+        """A bound on the error over these rows, cheap enough for the dump's path; 0 when nothing is lost.
+
+        Dense: absolute, of a logit centred on its row's mean. Top-k: absolute, of a probability at a declared T.
+        ``arrays`` is what ``encode(logits)`` gave.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON that ``encodings.parse`` turns back into an equal encoding."""
+
+
+def row_extremes(logits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+    """``logits`` (N, C) as float32 with the largest and smallest value of each row, (N,) each.
+
+    Raises EncodingError when the shape is not (N, C >= 1), or, with the row, when a value is not finite.
+    """
+    logits = np.asarray(logits)
+    if logits.ndim != 2 or logits.shape[1] < 1:
+        raise EncodingError(f"logits should have shape (rows, classes) with at least one class, found {logits.shape}")
+    if logits.dtype.kind != "f":
+        raise EncodingError(f"logits should be floating, found {logits.dtype}")
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(logits, dtype=np.float32)
+    if len(values) == 0:
+        nothing = np.empty(0, dtype=np.float32)
+        return values, nothing, nothing
+    with np.errstate(invalid="ignore"):
+        top, bottom = values.max(axis=1), values.min(axis=1)
+    # NaN travels through max and min, so two comparisons per row see every bad value.
+    bad = ~(np.isfinite(top) & np.isfinite(bottom))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        column = int(np.flatnonzero(~np.isfinite(values[row]))[0])
+        raise EncodingError(
+            f"logits should be finite; found {values[row, column]} in row {row}, class {column}. "
+            "Look at the teacher's output for this entry: half precision overflows, and a masked class is -inf",
+            row=row,
+        )
+    return values, top, bottom
+
+
+def half_precision(values: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.float16]:
+    """``values`` (N, ...) as float16; raises EncodingError with the row where one lies beyond 65,504."""
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    # An infinity has the largest bit pattern of its sign, and all values here are at most 0.
+    if halves.size and halves.view(np.uint16).max() >= 0xFC00:
+        row = int(np.flatnonzero(np.isinf(halves).reshape(len(halves), -1).any(axis=1))[0])
+        raise EncodingError(
+            f"{what} of row {row} reach {values[row].min():g}, which float16 cannot hold (65,504 at most). "
+            "Encode in float32",
+            row=row,
+        )
+    return halves
+
+
+def largest_half(halves: npt.NDArray[np.float16]) -> np.float16:
+    """The largest magnitude among ``halves``, all of them at most 0 (their bit patterns are in that order)."""
+    if not halves.size:
+        return np.float16(0)
+    bits = halves.view(np.uint16).max() & np.uint16(0x7FFF)
+    return np.float16(bits.astype(np.uint16).view(np.float16))

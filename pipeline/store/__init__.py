@@ -1,0 +1,36 @@
+"""The cache on disk, format version 1 (docs/format.md): written once, verified, read by anybody.
+
+    layout -> writer -> manifest.json, index/, labels.zarr/ or labels/, features.zarr/ -> reader -> verify
+
+Nothing here imports torch: a cache can be inspected, verified and read on a machine without it.
+"""
+
+from __future__ import annotations
+
+from pipeline.store.index import IndexRows
+from pipeline.store.layout import SPLITS, Group, Layout, Part
+from pipeline.store.manifest import FORMAT, STORES, FeatureSpec, Manifest
+from pipeline.store.parts import FileRecord, PartRecord
+from pipeline.store.reader import Cache, open_cache
+from pipeline.store.verify import Problem, VerifyReport, verify
+from pipeline.store.writer import CacheWriter
+
+__all__ = [
+    "FORMAT",
+    "SPLITS",
+    "STORES",
+    "Cache",
+    "CacheWriter",
+    "FeatureSpec",
+    "FileRecord",
+    "Group",
+    "IndexRows",
+    "Layout",
+    "Manifest",
+    "Part",
+    "PartRecord",
+    "Problem",
+    "VerifyReport",
+    "open_cache",
+    "verify",
+]

@@ -1,0 +1,141 @@
+"""The index: a row per entry, one Parquet file per part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import CacheError
+from pipeline.store.files import Files
+from pipeline.store.layout import SPLITS, Part
+from pipeline.store.tables import write_table
+
+Ints = npt.NDArray[np.int64]
+
+SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("view", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("input_digest", pa.binary(32), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class IndexRows:
+    """The entries of one part, E of them, all of one view of one split.
+
+    - ``example_ids``: E names; ``seeds`` (E,): of the view; ``labels`` (E,): the hard label, -1 where there is none;
+    - ``input_digests``: E hex sha256 of the stored bytes of the example, before decoding;
+    - ``start``, ``length`` (E,): the positions of each entry in the arrays. The writer fills them in.
+    """
+
+    example_ids: Sequence[str]
+    view: int
+    split: str
+    seeds: Ints
+    labels: Ints
+    input_digests: Sequence[str]
+    start: Ints | None = None
+    length: Ints | None = None
+
+    def __post_init__(self) -> None:
+        counts = {len(self.example_ids), len(self.seeds), len(self.labels), len(self.input_digests)}
+        if len(counts) != 1:
+            raise ValueError(f"the columns of an index should be equally long; found lengths {sorted(counts)}")
+        if self.split not in SPLITS:
+            raise ValueError(f"a split is one of {', '.join(SPLITS)}; found {self.split!r}")
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+
+def path_of(number: int) -> str:
+    """The index file of part ``number``."""
+    return f"index/part-{number:05d}.parquet"
+
+
+def encode(part: Part, rows: IndexRows, length: int = 1) -> bytes:
+    """The index file of ``part``, with ``start`` and ``length`` filled in. ValueError when ``rows`` are not its own."""
+    if (rows.split, rows.view, len(rows)) != (part.split, part.view, part.entries):
+        raise ValueError(
+            f"part {part.number} holds {part.entries} entries of {part.split}, view {part.view}; "
+            f"found {len(rows)} of {rows.split}, view {rows.view}"
+        )
+    digests = [bytes.fromhex(d) for d in rows.input_digests]
+    if any(len(d) != 32 for d in digests):
+        raise ValueError("an input digest should be a hex sha256")
+    count = len(rows)
+    columns: list[Any] = [
+        pa.array(list(rows.example_ids), pa.string()),
+        pa.array([rows.split] * count, pa.string()),
+        pa.array(np.full(count, rows.view, dtype=np.int32)),
+        pa.array(np.asarray(rows.seeds, dtype=np.int64)),
+        pa.array(part.start + length * np.arange(count, dtype=np.int64)),
+        pa.array(np.full(count, length, dtype=np.int32)),
+        pa.array(np.asarray(rows.labels, dtype=np.int64)),
+        pa.array(digests, pa.binary(32)),
+    ]
+    zstd = ("example_id", "split", "view", "start", "length", "label")
+    return write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=65_536, zstd=zstd)
+
+
+def decode(files: Files, part: Part, size: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The index of ``part`` as a table, or some of its columns.
+
+    Raises CacheIncompleteError when the file is gone, CacheCorruptError when it is not what was committed or does
+    not describe this part.
+    """
+    path = path_of(part.number)
+    data = files.read(path, size)
+    try:
+        reader = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        if not reader.schema_arrow.equals(SCHEMA) or reader.metadata.num_rows != part.entries:
+            raise files.corrupt(path, f"it is not the index of the {part.entries:,} entries of part {part.number}")
+        table = reader.read(columns=list(columns) if columns else None, use_threads=False)
+        if table.num_rows != part.entries or any(column.null_count for column in table.columns):
+            raise files.corrupt(path, "it holds missing values")
+        return table
+    except CacheError:
+        raise
+    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise files.unreadable(path, error) from error
+
+
+def rows_of(files: Files, part: Part, size: int) -> IndexRows:
+    """The index of ``part``, checked against it. Raises as ``decode`` does."""
+    table = decode(files, part, size)
+    start, length = (table[name].to_numpy().astype(np.int64) for name in ("start", "length"))
+    ends = start + length
+    sound = (
+        set(table["split"].to_pylist()) <= {part.split}
+        and bool((table["view"].to_numpy() == part.view).all())
+        and bool((length >= 0).all())
+        and int(length.sum()) == part.positions
+        and int(start[0]) == part.start
+        and bool((start[1:] == ends[:-1]).all())
+    )
+    if not sound:
+        where = f"part {part.number}: {part.split}, view {part.view}, positions from {part.start:,}"
+        raise files.corrupt(path_of(part.number), f"its rows are not those of {where}")
+    return IndexRows(
+        example_ids=table["example_id"].to_pylist(),
+        view=part.view,
+        split=part.split,
+        seeds=table["seed"].to_numpy(),
+        labels=table["label"].to_numpy(),
+        input_digests=[d.hex() for d in table["input_digest"].to_pylist()],
+        start=start,
+        length=length,
+    )

@@ -1,0 +1,315 @@
+"""Reading a cache: opened lazily, checked at the door, one part at a time.
+
+Only the manifest, ``parts.parquet`` and the arrays' metadata are read when a cache is opened; nothing grows with
+the number of entries. A cache may be read from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.encodings import Arrays, Encoding
+from pipeline.errors import CacheIncompleteError, CacheNotFoundError, ConfigError
+from pipeline.softlabels import SoftLabels
+from pipeline.store import index as index_files
+from pipeline.store import manifest as manifest_file
+from pipeline.store import parts as parts_file
+from pipeline.store.backend import Backend
+from pipeline.store.files import Files, LocalFiles, RemoteFiles
+from pipeline.store.index import IndexRows
+from pipeline.store.layout import Part
+from pipeline.store.manifest import Manifest
+from pipeline.store.parquet_backend import ParquetBackend
+from pipeline.store.parts import FileRecord, PartRecord
+from pipeline.store.zarr_backend import ZarrBackend
+from pipeline.workspace import MARK
+
+Rows = npt.NDArray[np.int64]
+
+
+def open_cache(address: str | Path, **storage_options: Any) -> Cache:
+    """The cache at a path or an fsspec URL (``s3://``, ``memory://``, ...), with the options of its filesystem.
+
+    Raises CacheNotFoundError when nothing is there, CacheIncompleteError when a dump has not finished,
+    CacheFormatError for a version or field that this release does not know, CacheCorruptError when the metadata is
+    not what was committed.
+    """
+    text = str(address)
+    if "://" in text or "::" in text:
+        local = text.removeprefix("file://") if text.startswith("file://") else None
+        files: Files = LocalFiles(Path(local)) if local else RemoteFiles(text, storage_options)
+    else:
+        files = LocalFiles(Path(text))
+    return Cache(files)
+
+
+class Cache:
+    """One committed cache. Made by ``open_cache``.
+
+    - ``address``, ``manifest``, ``encoding``, ``classes``, ``class_names``;
+    - ``parts``: a record of each part: where its entries lie, its files, its statistics.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.address = files.address
+        if files.size(manifest_file.PATH) is None:
+            raise _absent(files)
+        data = files.read(manifest_file.PATH, limit=manifest_file.MAX_BYTES)
+        self.manifest = Manifest.from_json(data, files.where(manifest_file.PATH))
+        self.encoding: Encoding = self.manifest.encoding
+        self.classes = self.manifest.classes
+        self.class_names = self.manifest.class_names
+        layout = self.manifest.layout
+        table = self._small(parts_file.PATH)
+        count = self.manifest.counts["parts"]
+        self.parts = parts_file.decode(table, count, files.where(parts_file.PATH))
+        specs = self.encoding.specs(self.classes)
+        self._labels: Backend = (
+            ParquetBackend("labels", specs) if self.manifest.store == "parquet" else self._zarr("labels.zarr", specs)
+        )
+        self._features = self._zarr("features.zarr", {n: f.array for n, f in self.manifest.features.items()})
+        self._groups: dict[tuple[str, int], tuple[PartRecord, ...]] = {}
+        for record, part in zip(self.parts, layout.parts, strict=True):
+            sealed = {path for path in record.files if ".zarr/" in path}
+            if (record.part, set(record.files), set(record.seals)) != (part, self.paths(part.number), sealed):
+                raise files.corrupt(parts_file.PATH, f"part {part.number} is not what the manifest says")
+        for group in layout.groups:
+            key = (group.split, group.view)
+            self._groups[key] = ()
+        gathered: dict[tuple[str, int], list[PartRecord]] = {key: [] for key in self._groups}
+        for record in self.parts:
+            gathered[record.split, record.view].append(record)
+        self._groups = {key: tuple(records) for key, records in gathered.items()}
+
+    def _small(self, path: str) -> bytes:
+        """A file that belongs to no part, held to its digest."""
+        record = self.manifest.files.get(path)
+        if record is None:
+            raise self.files.corrupt(manifest_file.PATH, f"it does not list {path}")
+        data = self.files.read(path, record.size)
+        if FileRecord.of(data) != record:
+            raise self.files.corrupt(path, "its sha256 is not the one in the manifest")
+        return data
+
+    def _zarr(self, folder: str, specs: Mapping[str, Any]) -> ZarrBackend:
+        layout = self.manifest.layout
+        metadata = {name: self._small(f"{folder}/{name}/zarr.json") for name in specs}
+        return ZarrBackend.load(folder, specs, len(self.parts), layout.capacity, metadata)
+
+    def __repr__(self) -> str:
+        counts = self.manifest.counts
+        return f"Cache({self.address!r}, {self.digest[:12]}, {counts['entries']:,} entries, {self.classes:,} classes)"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The combination of teacher, data, views and encoding that this cache belongs to."""
+        return dict(self.manifest.identity)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the identity."""
+        return str(self.manifest.identity["digest"])
+
+    @property
+    def part_size(self) -> int:
+        """Entries of a full part."""
+        return self.manifest.layout.part_size
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have entries."""
+        return tuple(self.manifest.layout.splits())
+
+    def views(self, split: str) -> tuple[int, ...]:
+        """Numbers of the views of a split; 0 is the plain one."""
+        return tuple(view for name, view in self._groups if name == split)
+
+    def examples(self, split: str) -> int:
+        """Examples of a split: its entries in any one view."""
+        return self.manifest.layout.splits().get(split, (0, 0))[0]
+
+    def parts_of(self, split: str, view: int) -> tuple[PartRecord, ...]:
+        """The parts of one view of a split: block b holds its examples from b * part_size on.
+
+        Raises ConfigError naming what there is.
+        """
+        if (split, view) not in self._groups:
+            there = ", ".join(f"{s} (views 0 to {max(self.views(s))})" for s in self.splits()) or "nothing"
+            raise ConfigError(f"{self.address} holds {there}; it has no view {view} of split {split!r}")
+        return self._groups[split, view]
+
+    def paths(self, number: int) -> set[str]:
+        """Paths of all files of part ``number``."""
+        arrays = {*self._labels.paths(number).values(), *self._features.paths(number).values()}
+        return {index_files.path_of(number), *arrays}
+
+    def label_paths(self, number: int) -> dict[str, str]:
+        """Array name -> path of the file that holds part ``number`` of it."""
+        return self._labels.paths(number)
+
+    def allocate(self, positions: int) -> dict[str, npt.NDArray[Any]]:
+        """Empty arrays that can take ``positions`` positions; ``read_parts`` fills them again and again."""
+        return {n: np.empty((positions, *shape), dtype) for n, (shape, dtype) in self._labels.shapes().items()}
+
+    def read_part(self, part: Part | int, out: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
+        """The stored arrays of a part, ``part.positions`` rows each, into ``out`` when given.
+
+        Raises CacheIncompleteError when a file is missing, CacheCorruptError when one is not what was committed.
+        """
+        record = self._record(part)
+        return self._labels.read(self.files, record, out)
+
+    def read_parts(self, parts: Sequence[Part | int], out: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
+        """The stored arrays of several parts, one after the other, read straight into their places.
+
+        ``out`` may have more rows than needed; views of its first rows come back. Raises as ``read_part`` does.
+        """
+        records = [self._record(part) for part in parts]
+        total = sum(record.positions for record in records)
+        arrays = self.allocate(total) if out is None else {name: rows[:total] for name, rows in out.items()}
+        place = 0
+        for record in records:
+            self.read_part(record, {name: rows[place : place + record.positions] for name, rows in arrays.items()})
+            place += record.positions
+        return arrays
+
+    def read_rows(self, split: str, view: int, rows: Rows) -> dict[str, npt.NDArray[Any]]:
+        """The stored arrays of some entries, ``rows`` (n,) within their split and view, in any order.
+
+        For spot checks and evaluation: only the chunks that hold them are read. Entries of several positions come
+        one after the other. Raises IndexError for a row out of range, and as ``read_part`` does.
+        """
+        return self._gather(self._labels, tuple(self._labels.shapes()), split, view, rows)
+
+    def decode(self, arrays: Arrays) -> SoftLabels:
+        """The soft labels that stored arrays hold, as numpy with float32 logits."""
+        return self.encoding.decode(arrays, self.classes)
+
+    def index(self, part: Part | int) -> IndexRows:
+        """The index of a part. Raises as ``read_part`` does."""
+        record = self._record(part)
+        return index_files.rows_of(self.files, record, record.files[index_files.path_of(record.number)].size)
+
+    def ids(self, split: str) -> list[str]:
+        """The example ids of a split, in order. Grows with the split, as do the two below."""
+        return [i for table in self._column(split, "example_id") for i in table.to_pylist()]
+
+    def input_digests(self, split: str) -> list[str]:
+        """The sha256 of each example's stored bytes, in order."""
+        return [d.hex() for table in self._column(split, "input_digest") for d in table.to_pylist()]
+
+    def labels(self, split: str) -> Rows:
+        """The hard labels (N,) of a split, -1 where there is none."""
+        return np.concatenate([np.empty(0, np.int64), *(t.to_numpy() for t in self._column(split, "label"))])
+
+    def _column(self, split: str, name: str) -> list[Any]:
+        columns = []
+        for record in self._groups.get((split, 0), ()):
+            size = record.files[index_files.path_of(record.number)].size
+            columns.append(index_files.decode(self.files, record, size, [name])[name])
+        return columns
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features stored beside the labels."""
+        return tuple(self.manifest.features)
+
+    def read_feature(self, name: str, part: Part | int) -> npt.NDArray[np.float16]:
+        """A feature (positions, ...) of one part. Raises ConfigError for a name that is not there."""
+        record = self._record(part)
+        names = (self._feature(name),)
+        return self._features.read(self.files, record, None, names)[name]
+
+    def read_feature_rows(self, name: str, split: str, view: int, rows: Rows) -> npt.NDArray[np.float16]:
+        """A feature of some entries, as ``read_rows`` reads labels."""
+        return self._gather(self._features, (self._feature(name),), split, view, rows)[name]
+
+    def _feature(self, name: str) -> str:
+        if name not in self.manifest.features:
+            there = ", ".join(self.feature_names) or "none"
+            raise ConfigError(f"{self.address} has no feature {name!r}; it has {there}")
+        return name
+
+    def replayed_views(self) -> Any:
+        """The table of a few views as they were seen at dump time, or None."""
+        if self.manifest.replay is None:
+            return None
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(pa.BufferReader(self._small(self.manifest.replay)))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self.files.unreadable(self.manifest.replay, error) from error
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk by array (``labels.zarr/logits``), with ``index`` and ``metadata``."""
+        total: dict[str, int] = {}
+        for record in self.parts:
+            for path, file in record.files.items():
+                name = path.rpartition("/")[0]
+                total[name] = total.get(name, 0) + file.size
+        own = self.files.size(manifest_file.PATH) or 0
+        return {**total, "metadata": own + sum(file.size for file in self.manifest.files.values())}
+
+    def describe(self) -> dict[str, Any]:
+        """All that ``softlabels cache inspect`` prints, as plain JSON: the manifest, and bytes by array."""
+        sizes = self.sizes()
+        labels = sum(size for name, size in sizes.items() if name.startswith("labels"))
+        positions = max(1, self.manifest.counts["positions"])
+        return {
+            "address": self.address,
+            **self.manifest.as_dict(),
+            "bytes": {**sizes, "total": sum(sizes.values())},
+            "bytes_per_label": labels / positions,
+        }
+
+    def _record(self, part: Part | int) -> PartRecord:
+        return self.parts[part if isinstance(part, int) else part.number]
+
+    def _gather(
+        self, backend: Backend, names: tuple[str, ...], split: str, view: int, rows: Rows
+    ) -> dict[str, npt.NDArray[Any]]:
+        records = self.parts_of(split, view)
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < self.examples(split)):
+            raise IndexError(f"rows should be numbers from 0 to {self.examples(split) - 1} in one dimension")
+        length = self.manifest.layout.length
+        blocks, within = np.divmod(rows, self.part_size)
+        shapes = backend.shapes()
+        out = {n: np.empty((len(rows), length, *shapes[n][0]), shapes[n][1]) for n in names}
+        for block in np.unique(blocks).tolist():
+            record = records[block]
+            here = np.flatnonzero(blocks == block)
+            positions = (within[here, None] * length + np.arange(length)).reshape(-1)
+            found = backend.read_rows(self.files, record, positions, names)
+            for name in names:
+                out[name][here] = found[name].reshape(len(here), length, *shapes[name][0])
+        return {name: array.reshape(-1, *array.shape[2:]) for name, array in out.items()}
+
+
+def _absent(files: Files) -> CacheNotFoundError | CacheIncompleteError:
+    """The error for an address without a manifest, which may hold a dump that has not finished."""
+    where = files.address
+    unfinished = CacheIncompleteError(
+        f"{where} has no {manifest_file.PATH}: its dump has not finished. Run the same dump again: it resumes"
+    )
+    if not isinstance(files, LocalFiles):
+        return CacheNotFoundError(f"{where} is not a cache: it has no {manifest_file.PATH}")
+    root = files.root
+    if (root / "journal").is_dir() or any((root / name).exists() for name in (parts_file.PATH, "index")):
+        return unfinished
+    if any(
+        p.is_dir() and p.name[len(root.name) + 1 :] != f"{MARK}old" for p in root.parent.glob(f".{root.name}{MARK}*")
+    ):
+        return unfinished
+    if not root.exists():
+        return CacheNotFoundError(f"there is no cache at {where}. Dump one there, or fetch it (dvc pull)")
+    return CacheNotFoundError(
+        f"{where} is not a cache: it has no {manifest_file.PATH}. Name a folder that a dump wrote"
+    )

@@ -1,0 +1,163 @@
+"""Checking a cache byte by byte: every digest, every chunk, every row of the index, every decoded value."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import CacheError, SoftlabelsError
+from pipeline.progress import Progress, Silent
+from pipeline.softlabels import Dense, SoftLabels
+from pipeline.store import index as index_files
+from pipeline.store import manifest as manifest_file
+from pipeline.store.parts import FileRecord, PartRecord
+from pipeline.store.reader import Cache
+
+_BLOCK = 4 * 1024 * 1024
+_DATA = ("labels/", "labels.zarr/", "features.zarr/", "index/")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, with the file it is wrong with."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``verify`` found. ``unlisted`` are files that nobody committed and no reader looks at."""
+
+    address: str
+    digest: str
+    files: int
+    bytes: int
+    entries: int
+    problems: tuple[Problem, ...]
+    unlisted: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the cache is what was committed."""
+        return not self.problems
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        state = "sound" if self.ok else f"{len(self.problems)} problems, the first: {self.problems[0].message}"
+        return f"{self.address}: {self.files:,} files, {self.bytes:,} bytes, {self.entries:,} entries: {state}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def verify(cache: Cache, progress: Progress | None = None) -> VerifyReport:
+    """Read the whole of ``cache`` and hold it to its digests.
+
+    For each part: sha256 of its files, the checksums of its chunks, its index against the layout, its ids against
+    those of the plain view, its soft labels finite and in range. Opening the cache has checked its metadata.
+    Problems are collected, not raised; one problem a file.
+    """
+    progress = progress or Silent()
+    problems: list[Problem] = []
+    files = size = 0
+    listed = {manifest_file.PATH, *cache.manifest.files}
+    for path, record in cache.manifest.files.items():
+        problems += _digest(cache, path, record)
+        files, size = files + 1, size + record.size
+    with progress.bar("verify", sum(r.positions for r in cache.parts), "position") as bar:
+        for part in cache.parts:
+            found = [p for path, record in part.files.items() for p in _digest(cache, path, record)]
+            # A part whose bytes differ has nothing more to say, and would say it twice.
+            problems += found or list(_content(cache, part))
+            listed.update(part.files)
+            files, size = files + len(part.files), size + sum(part.sizes.values())
+            bar.update(part.positions)
+    strangers = [path for path in cache.files.listing() if path not in listed]
+    for path in strangers:
+        if path.startswith(_DATA):
+            problems.append(Problem(path, f"{cache.files.where(path)} belongs to no part. Remove it"))
+    return VerifyReport(
+        address=cache.address,
+        digest=cache.digest,
+        files=files + 1,
+        bytes=size + (cache.files.size(manifest_file.PATH) or 0),
+        entries=cache.manifest.counts["entries"],
+        problems=tuple(problems),
+        unlisted=tuple(path for path in strangers if not path.startswith(_DATA)),
+    )
+
+
+def _digest(cache: Cache, path: str, record: FileRecord) -> list[Problem]:
+    """The problem with one file's bytes, if there is one."""
+    total = hashlib.sha256()
+    try:
+        cache.files.check_size(path, record.size)
+        with cache.files.open(path) as file:
+            while block := file.read(_BLOCK):
+                total.update(block)
+    except CacheError as error:
+        return [Problem(path, str(error))]
+    except OSError as error:
+        return [Problem(path, str(cache.files.unreadable(path, error)))]
+    if total.hexdigest() == record.sha256:
+        return []
+    return [Problem(path, str(cache.files.corrupt(path, f"its sha256 is not {record.sha256[:12]}...")))]
+
+
+def _content(cache: Cache, part: PartRecord) -> Iterator[Problem]:
+    """What is wrong with a part whose bytes are as committed."""
+    checks: dict[str, Callable[[Cache, PartRecord], str | None]] = {
+        index_files.path_of(part.number): _wrong_index,
+        next(iter(cache.label_paths(part.number).values())): _wrong_labels,
+        **{f"features.zarr/{name}": partial(_wrong_feature, name=name) for name in cache.feature_names},
+    }
+    for path, check in checks.items():
+        try:
+            wrong = check(cache, part)
+        except SoftlabelsError as error:
+            yield Problem(path, str(error))
+        else:
+            if wrong:
+                yield Problem(path, f"{cache.files.where(path)}, part {part.number}: {wrong}. Dump again")
+
+
+def _wrong_index(cache: Cache, part: PartRecord) -> str | None:
+    rows = cache.index(part)
+    if len(set(rows.example_ids)) != len(rows):
+        return "it has the same example id twice"
+    plain = cache.parts_of(part.split, 0)[part.first // cache.part_size]
+    if part.view and rows.example_ids != cache.index(plain).example_ids:
+        return "it has other example ids than the plain view of the same examples"
+    return None
+
+
+def _wrong_labels(cache: Cache, part: PartRecord) -> str | None:
+    return wrong_values(cache.decode(cache.read_part(part)))
+
+
+def _wrong_feature(cache: Cache, part: PartRecord, name: str) -> str | None:
+    return None if np.isfinite(cache.read_feature(name, part)).all() else "it is not finite"
+
+
+def wrong_values(soft: SoftLabels) -> str | None:
+    """What makes ``soft`` (numpy) no soft labels: values that are not finite, ids out of range; None when sound."""
+    if isinstance(soft, Dense):
+        return None if np.isfinite(soft.logits).all() else "its logits are not finite"
+    if soft.ids.size and not (soft.ids.min() >= 0 and soft.ids.max() < soft.classes):
+        return f"its ids should lie below {soft.classes}; found {soft.ids.max()}"
+    if soft.ids.shape[1] > 1 and not (np.diff(soft.ids, axis=1) > 0).all():
+        return "its ids do not ascend"
+    if not (np.isfinite(soft.logits).all() and np.isfinite(soft.log_normaliser).all()):
+        return "its logits or normalisers are not finite"
+    whole = soft.ids.shape[1] == soft.classes
+    if not (np.isneginf(soft.log_residual).all() if whole else np.isfinite(soft.log_residual).all()):
+        return "its residuals are not those of the classes that were dropped"
+    return None

@@ -1,0 +1,271 @@
+"""Writing a cache, part by part, so that a kill loses at most the parts in flight.
+
+Each file of a part is written aside, made durable and renamed into place; then the part is journalled with the
+digests of its files. Only journalled parts are trusted when the work is taken up again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.encodings import Arrays, Encoding
+from pipeline.errors import CacheError, CacheIncompleteError
+from pipeline.store import index as index_files
+from pipeline.store import manifest as manifest_file
+from pipeline.store import parts as parts_file
+from pipeline.store.backend import Backend
+from pipeline.store.card import PATH as CARD
+from pipeline.store.card import card
+from pipeline.store.files import MemoryFiles, safe_name
+from pipeline.store.index import IndexRows
+from pipeline.store.layout import Layout, Part
+from pipeline.store.manifest import STORES, FeatureSpec, Manifest
+from pipeline.store.parquet_backend import ParquetBackend
+from pipeline.store.parts import FileRecord, PartRecord
+from pipeline.store.tables import write_table
+from pipeline.store.zarr_backend import ZarrBackend
+from pipeline.workspace import sync_directory, write_atomic
+
+JOURNAL = "journal"
+REPLAY = "views.parquet"
+_WANTED = ("identity", "class_names")
+_KNOWN = (*_WANTED, "bound", "fidelity", "replay", "temperatures")
+
+
+def label_backend(store: str, encoding: Encoding, classes: int, layout: Layout) -> Backend:
+    """The backend that ``store`` names, for the arrays of ``encoding``."""
+    specs = encoding.specs(classes)
+    if store == "zarr":
+        return ZarrBackend.create("labels.zarr", specs, len(layout.parts), layout.capacity)
+    if store == "parquet":
+        return ParquetBackend("labels", specs)
+    raise ValueError(f"the store should be {' or '.join(STORES)}; found {store!r}")
+
+
+class CacheWriter:
+    """Writes the parts of one cache into ``folder``, a scratch directory that belongs to ``identity``.
+
+    ``features`` says what each part carries beside its labels. ``done`` holds the numbers of the parts that an
+    earlier run finished: journalled, with all their files there in the right size.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        encoding: Encoding,
+        *,
+        classes: int,
+        store: str = "zarr",
+        features: Mapping[str, FeatureSpec] | None = None,
+        identity: str,
+    ) -> None:
+        self.folder = Path(folder)
+        self.layout = layout
+        self.encoding = encoding
+        self.classes = classes
+        self.store = store
+        self.features = dict(features or {})
+        self.identity = identity
+        odd = [name for name in self.features if not safe_name(name)]
+        if odd:
+            raise ValueError(f"a feature's name should be letters, digits and . _ + -; found {odd[0]!r}")
+        self._labels = label_backend(store, encoding, classes, layout)
+        specs = {name: spec.array for name, spec in self.features.items()}
+        self._features = ZarrBackend.create("features.zarr", specs, len(layout.parts), layout.capacity)
+        self._lock = threading.Lock()
+        self._records = self._recover()
+
+    @property
+    def done(self) -> set[int]:
+        """Numbers of the parts that are written and journalled."""
+        with self._lock:
+            return set(self._records)
+
+    @property
+    def records(self) -> tuple[PartRecord, ...]:
+        """What is known of each finished part, in the order of their numbers: its files and statistics."""
+        with self._lock:
+            return tuple(self._records[number] for number in sorted(self._records))
+
+    def _journal(self, number: int) -> Path:
+        return self.folder / JOURNAL / f"part-{number:05d}.json"
+
+    def _recover(self) -> dict[int, PartRecord]:
+        found: dict[int, PartRecord] = {}
+        parts = self.layout.parts
+        for path in sorted((self.folder / JOURNAL).glob("part-*.json")):
+            digits = path.stem.removeprefix("part-")
+            number = int(digits) if digits.isdecimal() else len(parts)
+            if number < len(parts) and path == self._journal(number):
+                record = parts_file.parse_journal(path.read_bytes(), self.identity, parts[number])
+                if record is not None:
+                    found[number] = record
+        if len(found) < len(parts):
+            # Killed while finalising, after the manifest and before the last of the journal went.
+            found = {**{record.number: record for record in self._committed()}, **found}
+        return {n: record for n, record in found.items() if self._present(record)}
+
+    def _committed(self) -> tuple[PartRecord, ...]:
+        try:
+            manifest = Manifest.from_json((self.folder / manifest_file.PATH).read_bytes(), manifest_file.PATH)
+            data = (self.folder / parts_file.PATH).read_bytes()
+            if manifest.identity["digest"] != self.identity or manifest.layout != self.layout:
+                return ()
+            if manifest.files.get(parts_file.PATH) != FileRecord.of(data):
+                return ()
+            return parts_file.decode(data, len(self.layout.parts), parts_file.PATH)
+        except (OSError, CacheError):
+            return ()
+
+    def _paths(self, number: int) -> set[str]:
+        arrays = {*self._labels.paths(number).values(), *self._features.paths(number).values()}
+        return {index_files.path_of(number), *arrays}
+
+    def _present(self, record: PartRecord) -> bool:
+        if set(record.files) != self._paths(record.number) or record.part != self.layout.parts[record.number]:
+            return False
+        for path, file in record.files.items():
+            place = self.folder / path
+            if place.is_symlink() or not place.is_file() or place.stat().st_size != file.size:
+                return False
+        return True
+
+    def write_part(
+        self,
+        part: Part,
+        arrays: Arrays,
+        index: IndexRows,
+        features: Mapping[str, npt.NDArray[Any]] | None = None,
+        statistics: Mapping[str, float] | None = None,
+    ) -> PartRecord:
+        """Write one part and journal it. Threads may write different parts at once.
+
+        ``arrays`` is what the encoding made of the part's positions, ``features`` (positions, ...) float16 of each
+        named feature, ``statistics`` finite numbers worth keeping. Raises ValueError when they do not fit the part,
+        CacheIncompleteError when the system refuses to write; what was journalled before stays good.
+        """
+        if part != self.layout.parts[part.number]:
+            raise ValueError(f"part {part.number} of this layout is another: {self.layout.parts[part.number]}")
+        features = features or {}
+        for what, given, known in (("arrays", arrays, self._labels), ("features", features, self._features)):
+            if set(given) != set(known.shapes()):
+                raise ValueError(f"the {what} should be {sorted(known.shapes())}; found {sorted(given)}")
+            for name, rows in given.items():
+                if len(rows) != part.positions:
+                    raise ValueError(f"{name} should have {part.positions} rows, found {len(rows)}")
+        data = {
+            **self._labels.encode(part, arrays),
+            **self._features.encode(part, features),
+            index_files.path_of(part.number): index_files.encode(part, index, self.layout.length),
+        }
+        written = MemoryFiles(data)
+        sizes = {path: len(content) for path, content in data.items()}
+        seals = {**self._labels.seals(written, part, sizes), **self._features.seals(written, part, sizes)}
+        record = PartRecord.of(part, {p: FileRecord.of(d) for p, d in data.items()}, statistics or {}, seals)
+        journal = parts_file.journal_entry(record, self.identity)
+        for path, content in data.items():
+            self._write(path, content)
+        self._write(f"{JOURNAL}/{self._journal(part.number).name}", journal)
+        with self._lock:
+            self._records[part.number] = record
+        return record
+
+    def _write(self, path: str, data: bytes) -> FileRecord:
+        place = self.folder / path
+        try:
+            missing = [
+                folder for folder in place.relative_to(self.folder).parents if not (self.folder / folder).exists()
+            ]
+            write_atomic(place, data)
+            for folder in missing:
+                sync_directory((self.folder / folder).parent)
+        except OSError as error:
+            raise CacheIncompleteError(
+                f"writing {place} failed: {error.strerror or error}. Put that right and run the same command again: "
+                "the parts that are done are kept"
+            ) from error
+        return FileRecord.of(data)
+
+    def finalise(self, manifest: Mapping[str, Any]) -> Manifest:
+        """Check that every part is there, remove everything else, and write the manifest last.
+
+        ``manifest`` holds ``identity`` (with the digest that this writer was made for, ``store`` and ``part_size``)
+        and ``class_names``; and, as wanted, ``bound`` (without it the largest ``bound`` among the statistics of
+        the parts), ``fidelity`` (JSON) and ``replay``, a table of a few views as they were seen.
+
+        Raises CacheIncompleteError when parts are missing. May be repeated: the same bytes come out.
+        """
+        self._check(manifest)
+        records = self.records
+        missing = sorted({part.number for part in self.layout.parts} - {r.number for r in records})
+        if missing:
+            raise CacheIncompleteError(
+                f"{len(missing):,} of {len(self.layout.parts):,} parts are not written yet, the first is part "
+                f"{missing[0]}. Run the dump again: it goes on from here"
+            )
+        static = {**self._labels.static(), **(self._features.static() if self.features else {})}
+        replay: pa.Table | None = manifest.get("replay")
+        if replay is not None:
+            static[REPLAY] = write_table(replay, row_group_size=64, zstd=())
+        static[parts_file.PATH] = parts_file.encode(records)
+        self._sweep({path for record in records for path in record.files} | set(static))
+        bounds = [record.statistics.get("bound", 0.0) for record in records]
+        draft = Manifest(
+            identity=dict(manifest["identity"]),
+            layout=self.layout,
+            encoding=self.encoding,
+            bound=float(manifest.get("bound", max(bounds, default=0.0))),
+            classes=self.classes,
+            class_names=tuple(manifest["class_names"]),
+            features=self.features,
+            fidelity=dict(manifest.get("fidelity") or {}),
+            replay=None if replay is None else REPLAY,
+        )
+        static[CARD] = card(draft).encode()
+        for path, content in static.items():
+            self._write(path, content)
+        files = {path: FileRecord.of(content) for path, content in static.items()}
+        data = Manifest(**{**vars(draft), "files": files}).to_json()
+        final = Manifest.from_json(data, manifest_file.PATH)
+        self._write(manifest_file.PATH, data)
+        shutil.rmtree(self.folder / JOURNAL, ignore_errors=True)
+        return final
+
+    def _check(self, manifest: Mapping[str, Any]) -> None:
+        odd = [name for name in manifest if name not in _KNOWN] + [name for name in _WANTED if name not in manifest]
+        if odd:
+            raise ValueError(f"finalise takes {', '.join(_KNOWN)}; unknown or missing: {', '.join(odd)}")
+        identity = manifest["identity"]
+        expected = {"digest": self.identity, "store": self.store, "part_size": self.layout.part_size}
+        differing = [name for name, value in expected.items() if identity.get(name) != value]
+        if differing:
+            raise ValueError(f"the identity differs from what this writer was made for in {', '.join(differing)}")
+        if tuple(manifest.get("temperatures", self.encoding.temperatures)) != tuple(self.encoding.temperatures):
+            raise ValueError("the temperatures should be those of the encoding")
+
+    def _sweep(self, wanted: set[str]) -> None:
+        """Remove whatever nobody committed: half-written files, parts that were never journalled, strangers."""
+        keep = wanted | {CARD, manifest_file.PATH}
+        for place in sorted(self.folder.rglob("*"), reverse=True):
+            path = place.relative_to(self.folder)
+            if path.parts[0] == JOURNAL:
+                continue
+            if place.is_symlink() or not place.is_dir():
+                if path.as_posix() not in keep:
+                    place.unlink()
+            elif not any(place.iterdir()):
+                place.rmdir()
+
+
+def concatenate(batches: list[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of several encoded batches as those of one part, in order."""
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

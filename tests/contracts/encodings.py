@@ -1,0 +1,149 @@
+"""What every encoding keeps. A test class inherits this and says how to make its encoding."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from pipeline import encodings
+from pipeline.encodings import Encoding
+from pipeline.errors import EncodingError
+from pipeline.softlabels import Dense
+
+Floats = npt.NDArray[np.float64]
+
+# Fractions of a power of two tie often, the wide range reaches the tails; both signs of zero occur.
+VALUES = st.one_of(st.integers(-12, 12).map(lambda n: n / 4), st.floats(-200, 200, width=32))
+LOGITS = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9), elements=VALUES)
+
+
+def softmax(logits: npt.NDArray[np.floating], temperature: float = 1.0) -> Floats:
+    """Probabilities (N, C) in float64."""
+    scaled = logits.astype(np.float64) / temperature
+    exps = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exps / exps.sum(axis=1, keepdims=True)
+
+
+def centred(logits: npt.NDArray[np.floating]) -> Floats:
+    """Logits less the mean of their row, in float64."""
+    wide = logits.astype(np.float64)
+    return wide - wide.mean(axis=1, keepdims=True)
+
+
+def largest_error(encoding: Encoding, logits: npt.NDArray[np.float32]) -> float:
+    """The error that ``Encoding.bound`` bounds, against a float64 reference."""
+    soft = encoding.decode(encoding.encode(logits), logits.shape[1])
+    if isinstance(soft, Dense):
+        return float(np.abs(centred(soft.logits) - centred(logits)).max(initial=0.0))
+    worst = 0.0
+    for temperature in encoding.temperatures:
+        expected = softmax(logits, temperature)
+        logprobs, residual = soft.at(temperature)
+        kept = np.take_along_axis(expected, soft.ids, axis=1)
+        dropped = np.maximum(expected.sum(axis=1) - kept.sum(axis=1), 0.0)
+        found = np.abs(np.exp(logprobs.astype(np.float64)) - kept).max(initial=0.0)
+        worst = max(worst, float(found), float(np.abs(np.exp(residual.astype(np.float64)) - dropped).max(initial=0.0)))
+    return worst
+
+
+class EncodingContract:
+    """Round trip, bounds, edges and refusals. ``make`` gives an encoding that fits ``classes``."""
+
+    def make(self, classes: int) -> Encoding:
+        raise NotImplementedError
+
+    def random(self, rows: int, classes: int, scale: float = 4.0) -> npt.NDArray[np.float32]:
+        return (np.random.default_rng([rows, classes]).standard_normal((rows, classes)) * scale).astype(np.float32)
+
+    def test_its_description_is_json_that_parse_inverts(self) -> None:
+        encoding = self.make(10)
+        assert encodings.parse(encoding.describe()) == encoding
+
+    @given(LOGITS)
+    def test_the_declared_bound_holds(self, logits: npt.NDArray[np.float32]) -> None:
+        encoding = self.make(logits.shape[1])
+        assert largest_error(encoding, logits) <= encoding.bound(logits, encoding.encode(logits))
+
+    @given(LOGITS, st.integers(0, 8))
+    def test_a_row_is_kept_the_same_whatever_its_neighbours(self, logits: npt.NDArray[np.float32], cut: int) -> None:
+        encoding = self.make(logits.shape[1])
+        whole, first, rest = (encoding.encode(part) for part in (logits, logits[:cut], logits[cut:]))
+        for name, stored in whole.items():
+            np.testing.assert_array_equal(stored, np.concatenate([first[name], rest[name]]))
+
+    def test_stored_arrays_are_those_of_the_specs(self) -> None:
+        encoding = self.make(10)
+        stored, specs = encoding.encode(self.random(5, 10)), encoding.specs(10)
+        assert {n: (a.shape, str(a.dtype)) for n, a in stored.items()} == {
+            n: ((5, *s.shape), s.dtype) for n, s in specs.items()
+        }
+        assert any(np.dtype(s.dtype).kind == "f" and s.codec == "none" for s in specs.values())
+
+    def test_no_rows(self) -> None:
+        encoding = self.make(10)
+        stored = encoding.encode(np.empty((0, 10), np.float32))
+        assert {len(rows) for rows in stored.values()} == {0}
+        assert len(encoding.decode(stored, 10)) == 0
+        assert encoding.bound(np.empty((0, 10), np.float32), stored) < 1e-4
+
+    def test_one_row(self) -> None:
+        logits = self.random(1, 10)
+        assert largest_error(self.make(10), logits) < 0.2
+
+    def test_one_class(self) -> None:
+        encoding = self.make(1)
+        logits = np.array([[3.0], [-1e4]], np.float32)
+        assert largest_error(encoding, logits) < 1e-6
+        assert encoding.decode(encoding.encode(logits), 1).classes == 1
+
+    def test_ties_stay_ties(self) -> None:
+        encoding = self.make(8)
+        stored = encoding.decode(encoding.encode(np.full((3, 8), 2.5, np.float32)), 8).logits
+        assert stored.shape[0] == 3
+        assert (stored == stored[:, :1]).all()
+
+    def test_classes_past_65535(self) -> None:
+        encoding = self.make(70_001)
+        logits = np.zeros((2, 70_001), np.float32)
+        logits[0, 70_000], logits[1, 65_536] = 9.0, 9.0
+        soft = encoding.decode(encoding.encode(logits), 70_001)
+        best = soft.logits.argmax(axis=1)
+        ids = best if isinstance(soft, Dense) else soft.ids[[0, 1], best]
+        assert ids.tolist() == [70_000, 65_536]
+
+    def test_a_large_offset_costs_nothing(self) -> None:
+        """Only differences within a row carry meaning, so a constant must not eat the precision."""
+        logits = np.round(self.random(4, 10) * 64) / 64
+        encoding = self.make(10)
+        shifted = logits + np.float32(2**16)
+        expected, found = encoding.encode(logits), encoding.encode(shifted)
+        assert largest_error(encoding, shifted) <= encoding.bound(logits, expected)
+        assert largest_error(encoding, shifted) <= encoding.bound(shifted, found)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_a_value_that_is_not_finite_is_refused_with_its_row(self, value: float) -> None:
+        logits = self.random(6, 10)
+        logits[4, 7] = value
+        with pytest.raises(EncodingError, match="row 4, class 7") as caught:
+            self.make(10).encode(logits)
+        assert caught.value.row == 4
+
+    @pytest.mark.parametrize("shape", [(3,), (3, 0), (2, 3, 4)])
+    def test_another_shape_is_refused(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(EncodingError, match="shape"):
+            self.make(10).encode(np.zeros(shape, np.float32))
+
+    def test_whole_numbers_are_refused(self) -> None:
+        with pytest.raises(EncodingError, match="floating"):
+            self.make(3).encode(np.zeros((2, 3), np.int64))
+
+    def test_the_input_is_left_as_it_was(self) -> None:
+        logits = self.random(5, 10)
+        before = logits.copy()
+        encoding = self.make(10)
+        encoding.bound(logits, encoding.encode(logits))
+        np.testing.assert_array_equal(logits, before)
