@@ -1,0 +1,140 @@
+"""Does this cache belong to this dataset, and where are the labels of each row? Checked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.datasets import Dataset
+from pipeline.errors import CacheMismatchError, ConfigError
+from pipeline.identity import short
+from pipeline.sampler import Rows
+from pipeline.store import Cache
+
+NONE = -1
+MISSING = ("error", "skip", "hard")
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Where the soft labels of dataset rows are.
+
+    - ``split``: of the dataset and of the cache;
+    - ``rows`` (n,): the dataset rows of the split that stay, in dataset order;
+    - ``entry_of`` (N,): for every dataset row its entry number within each view of the split, -1 where there is none;
+    - ``missing``: ids of the split that the cache has no labels for (skipped, or kept for their hard labels).
+    """
+
+    split: str
+    rows: Rows
+    entry_of: npt.NDArray[np.int64]
+    missing: tuple[str, ...] = ()
+
+    def entries(self, rows: Rows) -> Rows:
+        """Entry numbers (B,) of dataset rows that have labels. Raises CacheMismatchError when one has none."""
+        found = self.entry_of[rows]
+        if (found < 0).any():
+            raise CacheMismatchError(
+                f"the cache has no {self.split} labels for {int((found < 0).sum())} of these {len(found)} rows, "
+                f"among them row {int(rows[found < 0][0])}"
+            )
+        return found
+
+
+def match(cache: Cache, dataset: Dataset, split: str = "train", missing: str = "error") -> Matching:
+    """Find the labels of every example of ``split``, or refuse.
+
+    Equal data digests address rows directly. Otherwise (reordered, a subset, grown) rows are joined by example id and
+    the stored bytes of each joined example are compared by digest. ``missing`` says what becomes of examples without
+    labels: ``error``, ``skip`` (they leave the training set) or ``hard`` (they stay for their hard labels).
+
+    Raises CacheMismatchError: other class names or order, other preprocessing, a split that the cache lacks, the same
+    id with other content, examples without labels under ``error``, or no example with labels at all.
+    """
+    if missing not in MISSING:
+        raise ConfigError(f"--missing should be one of {', '.join(MISSING)}; found {missing!r}")
+    _check_declarations(cache, dataset)
+    rows = np.asarray(dataset.rows(split), dtype=np.int64)
+    if split not in cache.splits():
+        held = ", ".join(cache.splits())
+        raise CacheMismatchError(f"{cache.address} holds no {split} labels (it holds {held}). Dump that split too")
+    entry_of = np.full(len(dataset), NONE, dtype=np.int64)
+    if cache.identity["data"]["digest"] == dataset.digest() and cache.examples(split) == len(rows):
+        entry_of[rows] = np.arange(len(rows))
+        return Matching(split, rows, entry_of)
+    _join(cache, dataset, split, rows, entry_of)
+    absent = rows[entry_of[rows] < 0]
+    names = tuple(str(dataset.ids[int(row)]) for row in absent)
+    if len(absent) == len(rows):
+        raise CacheMismatchError(
+            f"{cache.address} has labels for none of the {len(rows)} {split} examples of {dataset.name} "
+            f"(asked for {_some(names)}; it holds {_some(cache.ids(split))}). It belongs to another dataset"
+        )
+    if names and missing == "error":
+        raise CacheMismatchError(_missing_message(cache, dataset, split, names, len(rows)))
+    kept = rows[entry_of[rows] >= 0] if missing == "skip" else rows
+    return Matching(split, kept, entry_of, names)
+
+
+def _check_declarations(cache: Cache, dataset: Dataset) -> None:
+    theirs, ours = tuple(cache.class_names), tuple(dataset.classes)
+    if theirs != ours:
+        if len(theirs) != len(ours):
+            how = f"{len(theirs)} classes there, {len(ours)} here"
+        elif set(theirs) == set(ours):
+            at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+            how = f"the same names in another order: class {at} is {theirs[at]!r} there, {ours[at]!r} here"
+        else:
+            at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+            how = f"class {at} is {theirs[at]!r} there, {ours[at]!r} here"
+        raise CacheMismatchError(
+            f"{cache.address} was made for other classes than those of {dataset.name}: {how}. Name the dataset it was "
+            "made from, or dump again"
+        )
+    declared = cache.identity["preprocessing"]
+    if declared != dataset.preprocessing:
+        raise CacheMismatchError(
+            f"{cache.address} holds labels of inputs prepared as {declared!r}; {dataset.name} prepares them as "
+            f"{dataset.preprocessing!r}. Prepare them alike, or dump again"
+        )
+
+
+def _join(cache: Cache, dataset: Dataset, split: str, rows: Rows, entry_of: npt.NDArray[np.int64]) -> None:
+    """Fill ``entry_of`` by example id. Raises CacheMismatchError where an id has other content than it had."""
+    entries = {example_id: entry for entry, example_id in enumerate(cache.ids(split))}
+    digests = cache.input_digests(split)
+    changed: list[str] = []
+    for row in rows.tolist():
+        entry = entries.get(str(dataset.ids[row]), NONE)
+        if entry == NONE:
+            continue
+        if digests[entry] != dataset.content_digest(row):
+            changed.append(str(dataset.ids[row]))
+        entry_of[row] = entry
+    if changed:
+        raise CacheMismatchError(
+            f"{cache.address} was made from other data: {len(changed)} of {len(rows)} {split} examples of "
+            f"{dataset.name} have the id of a cached example and other content, among them {_some(changed)}. Dump again "
+            f"(cache data {short(cache.identity['data']['digest'])}, this data {short(dataset.digest())})"
+        )
+
+
+def _missing_message(cache: Cache, dataset: Dataset, split: str, names: Sequence[str], total: int) -> str:
+    elsewhere = [other for other in cache.splits() if other != split and not set(names).isdisjoint(cache.ids(other))]
+    hint = (
+        f" Some of them are in its {', '.join(elsewhere)} split: the data was split in another way."
+        if elsewhere
+        else ""
+    )
+    return (
+        f"{cache.address} has no {split} labels for {len(names)} of {total} examples of {dataset.name}, among them "
+        f"{_some(names)}.{hint} Dump again, or pass --missing skip (leave them out) or --missing hard (use their hard "
+        "labels)"
+    )
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,157 @@
+"""Whole parts of a cache, read window by window in the sampler's order, and the batches gathered from them.
+
+A window is what the sampler shuffles at a time: the parts that its blocks lie in. While the batches of one window are
+gathered, the parts of the next are read one by one, in step, so that no batch waits for a whole window and no more
+than two windows are held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.sampler import Order, Rows
+from pipeline.sources.matching import Matching
+from pipeline.store import Cache
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class PartTable:
+    """Which part of (split, view) holds which entries: entries of one part are consecutive."""
+
+    def __init__(self, cache: Cache, split: str, view: int) -> None:
+        self.cache = cache
+        self.records = sorted(cache.parts_of(split, view), key=lambda record: record.first)
+        self.firsts = np.array([record.first for record in self.records], dtype=np.int64)
+        self.sizes = np.array([record.entries for record in self.records], dtype=np.int64)
+
+    def part_of(self, entries: Rows) -> Rows:
+        """The number (B,) of the part, within this table, of each entry."""
+        return np.asarray(np.searchsorted(self.firsts, entries, side="right") - 1, dtype=np.int64)
+
+
+class Buffers:
+    """Memory for windows, used again: touching fresh pages costs more than reading into old ones."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._free: list[Arrays] = []
+
+    def take(self, positions: int) -> Arrays:
+        """Arrays of at least so many positions."""
+        for number, arrays in enumerate(self._free):
+            if min(len(values) for values in arrays.values()) >= positions:
+                return self._free.pop(number)
+        self._free = []
+        return self._cache.allocate(positions)
+
+    def give(self, arrays: Arrays) -> None:
+        """Arrays that nobody reads any more."""
+        if arrays:
+            self._free.append(arrays)
+
+
+class Window:
+    """Some parts side by side in memory, as they are stored. Parts are read one at a time, by ``load``."""
+
+    def __init__(self, table: PartTable, entries: Rows, buffers: Buffers) -> None:
+        self.table = table
+        self.parts: Rows = np.unique(table.part_of(entries[entries >= 0]))
+        self.offset = np.full(len(table.records), -1, dtype=np.int64)
+        sizes = table.sizes[self.parts]
+        self.offset[self.parts] = np.cumsum(sizes) - sizes
+        self.total = int(sizes.sum())
+        self.loaded = 0
+        self.buffers = buffers
+        self.arrays: Arrays = {}
+
+    def load(self, parts: int) -> None:
+        """Read until ``parts`` of this window's parts are here."""
+        while self.loaded < min(parts, len(self.parts)):
+            if not self.arrays:
+                self.arrays = self.buffers.take(self.total)
+            number = int(self.parts[self.loaded])
+            start, size = int(self.offset[number]), int(self.table.sizes[number])
+            places = {name: values[start : start + size] for name, values in self.arrays.items()}
+            self.table.cache.read_part(self.table.records[number], places)
+            self.loaded += 1
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.buffers.give(self.arrays)
+        self.arrays = {}
+
+    def slots(self, entries: Rows) -> Rows:
+        """Where each entry (B,) lies in ``arrays``; entries of -1 (no labels) get slot 0, a placeholder."""
+        known = np.maximum(entries, 0)
+        parts = self.table.part_of(known)
+        slots = self.offset[parts] + known - self.table.firsts[parts]
+        return np.asarray(np.where(entries >= 0, slots, 0), dtype=np.int64)
+
+
+class _Stretch:
+    """One window of an epoch with the stretch of visits [start, stop) that it serves."""
+
+    def __init__(self, window: Window, start: int, rows: Rows, entries: Rows) -> None:
+        self.window, self.start, self.stop = window, start, start + len(rows)
+        self.entries = entries
+
+    def gather(self, first: int, last: int) -> Arrays:
+        """Stored arrays of the visits [first, last) of the epoch."""
+        self.window.load(len(self.window.parts))
+        slots = self.window.slots(self.entries[first - self.start : last - self.start])
+        return {name: values.take(slots, axis=0) for name, values in self.window.arrays.items()}
+
+
+def batches(
+    cache: Cache, matching: Matching, order: Order, epoch: int, start: int, view: int
+) -> Iterator[tuple[Rows, Mapping[str, npt.NDArray[Any]]]]:
+    """(dataset rows (B,), stored arrays of B positions) of each batch of one epoch, from batch ``start`` on."""
+    table = PartTable(cache, matching.split, view)
+    coming = _stretches(table, matching, order, epoch)
+    held: deque[_Stretch] = deque()
+    for number, rows in enumerate(order.epoch(epoch, start), start):
+        first = (order.rank + number * order.world) * order.batch_size
+        last = first + len(rows)
+        while held and held[0].stop <= first:
+            held.popleft().window.release()
+        while not held or held[-1].stop < last:
+            following = next(coming)
+            if following.stop > first:
+                held.append(following)
+        pieces = [s.gather(max(first, s.start), min(last, s.stop)) for s in held if s.start < last]
+        yield rows, _joined(pieces)
+        current = held[-1] if held[-1].start < last else held[-2]
+        if current is held[-1] and (ahead := next(coming, None)) is not None:
+            held.append(ahead)
+        if held[-1] is not current:
+            share = (last - current.start) / (current.stop - current.start)
+            held[-1].window.load(int(share * len(held[-1].window.parts)))
+
+
+def _stretches(table: PartTable, matching: Matching, order: Order, epoch: int) -> Iterator[_Stretch]:
+    start = 0
+    buffers = Buffers(table.cache)
+    for _, rows in order.windows(epoch):
+        entries = matching.entry_of[rows]
+        yield _Stretch(Window(table, _some_known(entries, matching), buffers), start, rows, entries)
+        start += len(rows)
+
+
+def _some_known(entries: Rows, matching: Matching) -> Rows:
+    """At least one entry that exists, so that rows without labels have a placeholder to take."""
+    if (entries >= 0).any():
+        return entries
+    known = matching.entry_of[matching.entry_of >= 0]
+    return known[:1]
+
+
+def _joined(pieces: list[Arrays]) -> Arrays:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -1,0 +1,201 @@
+"""Train a teacher on hard labels and augmented views, for people who have none of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.configuration import REQUIRED, option, parse_arguments
+from pipeline.datasets import Dataset, load_dataset
+from pipeline.devices import autocast, resolve_device, use_threads
+from pipeline.identity import short
+from pipeline.models import build_model, check_model, logits_of, state_digest
+from pipeline.progress import Progress, Silent
+from pipeline.sampler import Order, blocks_of
+from pipeline.training import Objective, Recipe, Task, fit, make_task
+from pipeline.training.config import DEFAULT_BLOCK
+from pipeline.training.inputs import LoadedInputs
+from pipeline.training.output import json_bytes, read_finished
+from pipeline.training.stage import environment, model_metadata, run_identity, save_model
+from pipeline.training.task import keep_labels
+from pipeline.views import Views, check_views, make_views
+from pipeline.workspace import Workspace, write_atomic
+
+RECORD = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTeacherConfig(Recipe):
+    """Options of ``softlabels fit-teacher``."""
+
+    data: str = option(
+        "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
+    )
+    data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
+    teacher: str = option("cnn-32", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
+    teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
+    out: Path = option(REQUIRED, "directory of the teacher")
+    epochs: int = option(30, "passes over the training set, each over another view")
+    keep: str = option(
+        "best",
+        "weights that are saved: those of the last epoch, or those best on validation (accuracy, then likelihood)",
+        choices=("last", "best"),
+    )
+    transform: str | None = option(
+        "affine:degrees=15,translate=0.1,scale=0.1",
+        "random view: built-ins joined by '+', or module:factory; 'none' for none",
+    )
+    views: int = option(8, "random views of each training example, one per epoch in turn; 0 trains on plain examples")
+
+    @property
+    def objective(self) -> Objective:
+        """Cross-entropy with the hard labels."""
+        return Objective(alpha=0.0, beta=1.0)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether there is anything but plain views."""
+        return self.views > 0 and self.transform not in (None, "", "none")
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.views < 0:
+            yield f"--views should be 0 or more; found {self.views}"
+
+
+@dataclass(frozen=True)
+class FitTeacherReport:
+    """What a fit did, or found done.
+
+    ``figures``: accuracy and nll (nats) on validation and test, epochs, parameters. Choices were made on validation.
+    """
+
+    out: str
+    identity: str
+    figures: dict[str, Any]
+    seconds: float = 0.0
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        judged = ", ".join(
+            f"{s} accuracy {self.figures[f'{s}_accuracy']:.4f}"
+            for s in ("validation", "test")
+            if f"{s}_accuracy" in self.figures
+        )
+        did = f"{self.seconds:.1f} s" if self.seconds else "found finished"
+        return f"{self.out}: {judged or 'no held-out labels'}, {did}; identity {short(self.identity)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dict(vars(self))
+
+
+def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeacherReport:
+    """Train, resume, or find the same teacher finished.
+
+    Writes model.safetensors, history.json and report.json into ``out``, none of which depends on the clock, and times
+    to ``out``.report.json beside it. Raises ConfigError, DataError or ModelError before the first step.
+    """
+    progress = progress or Silent()
+    started = time.perf_counter()
+    use_threads(config.threads)
+    device = resolve_device(config.device)
+    dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
+    views = make_views(config.transform, config.views + 1, config.seed) if config.augmented else Views()
+    if config.augmented:
+        check_views(views, dataset)
+    task = make_teacher_task(config, dataset, views, device)
+    out = Path(config.out)
+    lineage = {
+        "data": dataset.digest(),
+        "views": {"transform": views.description, "seed": views.seed, "count": views.count},
+    }
+    identity = run_identity(config, lineage)
+    found = read_finished(out, RECORD, identity, overwrite=config.overwrite)
+    if found is not None:
+        figures = {k: v for k, v in found.items() if k not in ("identity", "config", "lineage")}
+        return FitTeacherReport(str(config.out), identity, figures)
+    with Workspace(out, identity) as space:
+        figures = _fit_into(space.path, config, dataset, task, progress)
+        document = {"identity": identity, "config": config.as_dict(), "lineage": lineage, **figures}
+        write_atomic(space.path / RECORD, json_bytes(document))
+        for part in space.path.rglob("*.partial"):
+            part.unlink()
+        space.commit()
+    report = FitTeacherReport(
+        out=str(config.out),
+        identity=identity,
+        figures=figures,
+        seconds=round(time.perf_counter() - started, 3),
+        environment=environment(device),
+    )
+    write_atomic(out.with_name(f"{out.name}.report.json"), json_bytes(report.as_dict()))
+    return report
+
+
+def make_teacher_task(config: FitTeacherConfig, dataset: Dataset, views: Views, device: torch.device) -> Task:
+    """Hard labels of every labelled training example, on one view per epoch."""
+    rows = dataset.rows("train")
+    labels = keep_labels(dataset, rows, 1.0)
+    rows = rows[labels[rows] >= 0]
+    blocks = blocks_of(rows, np.arange(len(rows)) // DEFAULT_BLOCK)
+    return make_task(dataset, views, blocks, labels, config, device, train_views=tuple(range(views.count)), source=None)
+
+
+def measure(
+    model: nn.Module, dataset: Dataset, split: str, config: FitTeacherConfig, device: torch.device
+) -> dict[str, float]:
+    """Accuracy and mean negative log-likelihood (nats) on the labelled rows of a split; nothing when there are none."""
+    rows = dataset.rows(split)
+    rows = rows[np.asarray(dataset.labels)[rows] >= 0]
+    if not len(rows):
+        return {}
+    order = Order((rows,), config.batch_size, shuffle=False)
+    hits, total = 0, 0.0
+    model.eval()
+    with torch.no_grad(), autocast(device, config.precision):
+        for batch, x in zip(
+            order.epoch(0), LoadedInputs(dataset, Views(), device, config.workers).stream(order, 0, 0, 0), strict=True
+        ):
+            logits = logits_of(model(x)).float()
+            expected = torch.from_numpy(np.asarray(dataset.labels)[batch]).to(device)
+            hits += int((logits.argmax(dim=1) == expected).sum())
+            total += float(functional.cross_entropy(logits, expected, reduction="sum"))
+    return {f"{split}_accuracy": hits / len(rows), f"{split}_nll": total / len(rows)}
+
+
+def _fit_into(
+    folder: Path, config: FitTeacherConfig, dataset: Dataset, task: Task, progress: Progress
+) -> dict[str, Any]:
+    """Train into ``folder``; the figures of the weights that were kept."""
+    torch.manual_seed(config.seed)
+    arguments = parse_arguments(config.teacher_args, "--teacher-args")
+    classes = len(dataset.classes)
+    model = build_model(config.teacher, arguments, classes=classes, input_shape=dataset.input_shape)
+    check_model(model, classes=classes, example_input=dataset.prepare(dataset.load(0))[None])
+    state = folder / "state.safetensors"
+    fitted = fit(
+        model, task, config, seed=config.seed, state=state, progress=progress, description=Path(config.out).name
+    )
+    figures = {
+        **measure(model, dataset, "validation", config, task.device),
+        **measure(model, dataset, "test", config, task.device),
+        "epochs": len(fitted.history),
+        "kept_epoch": fitted.kept_epoch,
+        "steps": fitted.steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "state": state_digest(model),
+    }
+    save_model(folder, model, model_metadata(config.teacher, arguments, dataset), fitted)
+    state.unlink(missing_ok=True)
+    return figures

@@ -1,0 +1,111 @@
+"""The options of ``softlabels train``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.configuration import REQUIRED, option
+from pipeline.sources.cached import LABELS, RESIDENT
+from pipeline.sources.matching import MISSING
+from pipeline.training.objective import LOSSES, Objective
+from pipeline.training.recipe import Recipe
+
+DEFAULT_ALPHA = 0.9
+DEFAULT_BLOCK = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Recipe):
+    """A student, what it learns from, and how.
+
+    Which examples count: every training example that has something to learn from, soft labels or a hard label. Without
+    soft labels (alpha 0, or neither cache nor teacher) those are the examples that keep their hard label under
+    ``labelled_fraction``; an epoch then visits them as often as makes it as long as one over the whole split
+    (``repeat``), so that methods are compared at equal numbers of steps.
+    """
+
+    data: str = option(
+        "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
+    )
+    data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
+    cache: str | None = option(None, "cache of soft labels, a path or URL; without it (and --teacher) hard labels only")
+    teacher: str | None = option(None, "instead of --cache: run this teacher beside the student")
+    teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
+    weights: Path | None = option(None, "with --teacher: its weights, safetensors or a weights_only checkpoint")
+    student: str = option("mlp-16", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
+    student_args: tuple[str, ...] = option((), "key=value arguments for the student's factory")
+    out: Path = option(REQUIRED, "directory of the run")
+    seeds: int = option(1, "how many students to train, from --seed upwards")
+    alpha: float | None = option(None, "weight of the soft labels; 0.9 with a cache or teacher, else 0")
+    beta: float | None = option(None, "weight of the hard labels; 1 - alpha unless given")
+    temperature: float = option(4.0, "of the soft labels, for --loss kl")
+    loss: str = option("kl", "of the soft labels: T^2 * KL, or regression of the centred logits", choices=LOSSES)
+    train_views: str = option("plain", "views to train on, one per epoch in turn: plain, random, all, or the first N")
+    labels: str = option("own", "soft labels of a view: its own, or those of the plain view", choices=LABELS)
+    transform: str | None = option(None, "random view, where no cache says it, or where the cache's is module:factory")
+    views: int = option(0, "without a cache: random views of each training example, besides the plain one")
+    views_seed: int = option(0, "without a cache: seed of the views")
+    labelled_fraction: float = option(1.0, "share of each class that keeps its hard labels, above 0 to 1, chosen by id")
+    omit_class: str | None = option(None, "class whose examples leave the training set (and the validation split)")
+    missing: str = option(
+        "error",
+        "training examples that the cache lacks: stop, leave out, or keep for their hard labels",
+        choices=MISSING,
+    )
+    repeat: int = option(0, "visits of each example per epoch; 0 makes an epoch about as long as the whole split")
+    block: int = option(0, "examples per shuffled block; 0 takes the cache's parts, or 4096 without a cache")
+    resident: str = option(
+        "none", "where soft labels are kept: none streams them, ram and device read them once", choices=RESIDENT
+    )
+
+    @property
+    def objective(self) -> Objective:
+        """Weights, temperature and loss, defaults filled in."""
+        distilled = self.cache is not None or self.teacher is not None
+        alpha = (DEFAULT_ALPHA if distilled else 0.0) if self.alpha is None else self.alpha
+        beta = 1.0 - alpha if self.beta is None else self.beta
+        return Objective(alpha=alpha, beta=beta, temperature=self.temperature, loss=self.loss)
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from self._label_problems()
+        if self.seeds < 1:
+            yield f"--seeds should be at least 1; found {self.seeds}"
+        if not 0 < self.labelled_fraction <= 1:
+            yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
+        if self.train_views not in ("plain", "random", "all") and not (
+            self.train_views.isdecimal() and int(self.train_views)
+        ):
+            yield f"--train-views should be plain, random, all or a number from 1; found {self.train_views!r}"
+        for name in ("repeat", "block", "views"):
+            if getattr(self, name) < 0:
+                yield f"--{name} should be 0 or more; found {getattr(self, name)}"
+        if self.cache is not None and self.views:
+            yield "--views is for runs without a cache: with one, the views are those it was dumped with"
+        if self.cache is None and bool(self.views) != (self.transform is not None):
+            yield "--views and --transform go together: how many random views, and how they are made"
+
+    def _label_problems(self) -> Iterator[str]:
+        objective = self.objective
+        if self.cache is not None and self.teacher is not None:
+            yield "give either --cache or --teacher: the labels come from one of them"
+        if self.weights is not None and self.teacher is None:
+            yield "--weights are the teacher's: they need --teacher"
+        if not objective.alpha >= 0:
+            yield f"--alpha should be 0 or more; found {objective.alpha}"
+        if self.beta is None and objective.alpha > 1:
+            yield f"--alpha should be at most 1, or --beta given; found {objective.alpha}"
+        if objective.alpha > 0 and self.cache is None and self.teacher is None:
+            yield f"--alpha {objective.alpha:g} weighs soft labels, and there are none: name a --cache or a --teacher"
+        if self.beta is not None and self.beta < 0:
+            yield f"--beta should be 0 or more; found {self.beta}"
+        if objective.alpha == 0 and objective.beta == 0:
+            yield "--alpha and --beta are both 0: there is nothing to learn"
+        if not self.temperature > 0:
+            yield f"--temperature should be above 0; found {self.temperature}"
+        if self.labels == "plain" and self.cache is None:
+            yield "--labels plain needs a --cache: a live teacher answers for the view it is shown"
+        if self.missing == "hard" and objective.beta == 0:
+            yield "--missing hard needs a hard term: --alpha below 1, or --beta"

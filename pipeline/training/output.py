@@ -1,0 +1,36 @@
+"""What training stages share about their output directories: found finished, refused, or free."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.identity import short
+
+
+def read_finished(out: Path, record: str, identity: str, *, overwrite: bool) -> dict[str, Any] | None:
+    """The record of a finished result of this identity at ``out``, None when it is still to be made.
+
+    Raises ConfigError when ``out`` holds something else, unless ``overwrite``.
+    """
+    found: dict[str, Any] | None = None
+    try:
+        value = json.loads((out / record).read_text(encoding="utf-8"))
+        found = value if isinstance(value, dict) else None
+    except (OSError, ValueError):
+        pass
+    if found is not None and found.get("identity") == identity:
+        return found
+    if overwrite or not out.is_dir() or not any(out.iterdir()):
+        return None
+    what = f"the result {short(str(found['identity']))}" if found and "identity" in found else "other files"
+    raise ConfigError(
+        f"--out {out} holds {what}, this run would make {short(identity)}. Name another place, or --overwrite it"
+    )
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented UTF-8 JSON that ends in a newline. Raises ValueError on NaN."""
+    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()

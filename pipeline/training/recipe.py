@@ -1,0 +1,63 @@
+"""How a model is optimised: the options that every kind of training here shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.configuration import Config, option
+
+OUTCOME_FREE = frozenset(
+    {"out", "device", "workers", "threads", "resident", "resident_inputs", "checkpoint_every", "overwrite", "compile"}
+)
+"""Options that decide how a result is reached, not what it is: left out of its identity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Config):
+    """Options of the training loop. Stages add their own; every field acts in ``fit``."""
+
+    epochs: int = option(60, "passes over the training set")
+    batch_size: int = option(64, "examples per forward pass")
+    accumulate: int = option(1, "batches per optimiser step: the effective batch is this times --batch-size")
+    optimizer: str = option("adamw", "how weights are updated", choices=("adamw", "sgd"))
+    lr: float = option(3e-3, "highest learning rate")
+    weight_decay: float = option(0.01, "decoupled (adamw) or L2 (sgd); not on biases and norms")
+    momentum: float = option(0.9, "of sgd")
+    schedule: str = option("cosine", "of the learning rate over all steps", choices=("cosine", "onecycle", "constant"))
+    warmup: float | None = option(
+        None, "share of all steps, 0 to 1, over which the rate rises; 0.3 for onecycle, else 0"
+    )
+    patience: int = option(0, "stop after this many epochs without a better validation accuracy; 0 never stops early")
+    keep: str = option(
+        "last",
+        "weights that are saved: those of the last epoch, or those best on validation (accuracy, then likelihood)",
+        choices=("last", "best"),
+    )
+    precision: str = option("float32", "of the forward pass; weights stay float32", choices=("float32", "bfloat16"))
+    compile: bool = option(False, "compile the model with torch.compile")
+    window: int = option(8, "blocks of examples that are shuffled together")
+    drop_last: bool = option(False, "leave out an epoch's last batch when it is short")
+    resident_inputs: str = option(
+        "auto",
+        "where model inputs are kept: none reads and transforms them each epoch, ram and device read them once, "
+        "auto takes device when they need less than 1 GiB",
+        choices=("auto", "none", "ram", "device"),
+    )
+    workers: int = option(0, "processes that load examples when inputs are not kept; 0 does it in this one")
+    threads: int = option(0, "CPU threads of torch; 0 leaves torch's choice, 1 is fastest for tiny models")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")
+    checkpoint_every: float = option(60.0, "seconds between saved training states; 0 saves on interruption only")
+    seed: int = option(0, "of initial weights, order and dropout")
+    overwrite: bool = option(False, "replace another result at --out")
+
+    def problems(self) -> Iterator[str]:
+        floors = {"epochs": 1, "batch_size": 1, "accumulate": 1, "window": 1, "patience": 0, "workers": 0, "threads": 0}
+        floors |= {"weight_decay": 0, "momentum": 0, "checkpoint_every": 0, "seed": 0}
+        for name, low in floors.items():
+            if getattr(self, name) < low:
+                yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"
+        if not self.lr > 0:
+            yield f"--lr should be above 0; found {self.lr}"
+        if self.warmup is not None and not 0 <= self.warmup <= 1:
+            yield f"--warmup is a share of all steps, 0 to 1; found {self.warmup}"

@@ -1,0 +1,195 @@
+"""Train the students of one configuration, seed by seed, and keep them with where they came from."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.configuration import parse_arguments
+from pipeline.datasets import Dataset
+from pipeline.identity import digest, short
+from pipeline.models import build_model, check_model, save_weights, state_digest
+from pipeline.progress import Progress, Silent
+from pipeline.training.config import TrainConfig
+from pipeline.training.loop import Fitted, fit
+from pipeline.training.output import json_bytes, read_finished
+from pipeline.training.preparation import Prepared, prepare
+from pipeline.training.recipe import OUTCOME_FREE, Recipe
+from pipeline.workspace import Workspace, write_atomic
+
+RECORD = "run.json"
+SEED_RECORD = "seed.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run did: a record per student; ``seconds`` are of this process, 0 when it was found finished."""
+
+    out: str
+    identity: str
+    seeds: list[dict[str, Any]]
+    lineage: dict[str, Any]
+    seconds: float = 0.0
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        accuracies = [s["accuracy"] for s in self.seeds if "accuracy" in s]
+        judged = ""
+        if accuracies:
+            spread = f" (s = {statistics.stdev(accuracies):.4f})" if len(accuracies) > 1 else ""
+            judged = f", validation accuracy {statistics.mean(accuracies):.4f}{spread}"
+        did = f"{self.seconds:.1f} s" if self.seconds else "found finished"
+        plural = "s" if len(self.seeds) > 1 else ""
+        return f"{self.out}: {len(self.seeds)} student{plural}{judged}, {did}; identity {short(self.identity)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dict(vars(self))
+
+
+def run(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
+    """Train, resume, or find the same run finished.
+
+    Writes ``out``/run.json and, per seed, seed-K/model.safetensors and seed-K/history.json. Nothing in them depends on
+    the clock, so that equal options and data give equal bytes; times go to ``out``.report.json, beside it.
+
+    Raises ConfigError, DataError, ModelError or CacheError before the first step; BusyError when another process
+    is writing ``out``; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved.
+    """
+    progress = progress or Silent()
+    started = time.perf_counter()
+    out = Path(config.out)
+    prepared = prepare(config)
+    identity = run_identity(config, prepared.lineage)
+    found = read_finished(out, RECORD, identity, overwrite=config.overwrite)
+    if found is not None:
+        return TrainReport(str(config.out), identity, found["seeds"], found["lineage"])
+    with Workspace(out, identity) as space:
+        records, timings = _all_seeds(config, prepared, space.path, identity, progress)
+        space.commit()
+    report = TrainReport(
+        out=str(config.out),
+        identity=identity,
+        seeds=records,
+        lineage=prepared.lineage,
+        seconds=round(time.perf_counter() - started, 3),
+        environment={**environment(prepared.task.device), "fits": timings},
+    )
+    write_atomic(out.with_name(f"{out.name}.report.json"), json_bytes(report.as_dict()))
+    return report
+
+
+def run_identity(config: Recipe, lineage: dict[str, Any]) -> str:
+    """Digest of everything that decides the outcome: options but for where and how fast, and the lineage."""
+    options = {k: v for k, v in config.as_dict().items() if k not in OUTCOME_FREE | {"cache", "weights"}}
+    return digest({"options": options, "lineage": lineage})
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where a run took place: for reports, never for records."""
+    return {
+        "device": str(device),
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _all_seeds(
+    config: TrainConfig, prepared: Prepared, folder: Path, identity: str, progress: Progress
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Fill ``folder`` with everything that a run leaves behind, and nothing else; the records, and what they took."""
+    finished = read_finished(folder, RECORD, identity, overwrite=True)
+    timings: dict[str, Any] = {}
+    if finished is None:
+        records = []
+        for seed in range(config.seed, config.seed + config.seeds):
+            record, timing = _one_seed(config, prepared, folder / f"seed-{seed}", seed, progress)
+            records.append(record)
+            timings[str(seed)] = timing
+        finished = {
+            "format": FORMAT,
+            "identity": identity,
+            "config": config.as_dict(),
+            "seeds": records,
+            "lineage": prepared.lineage,
+        }
+        write_atomic(folder / RECORD, json_bytes(finished))
+    # Only now: a kill before the record is there must not send finished seeds back to their first step. Partial files
+    # are what a kill in the middle of a write leaves behind.
+    for scratch in (*folder.glob(f"seed-*/{SEED_RECORD}"), *folder.rglob("*.partial")):
+        scratch.unlink()
+    return list(finished["seeds"]), timings
+
+
+def _one_seed(
+    config: TrainConfig, prepared: Prepared, folder: Path, seed: int, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train one student into ``folder``, unless it is there; its record, and what it took."""
+    done = folder / SEED_RECORD
+    finished = read_finished(folder, done.name, str(seed), overwrite=True)
+    if finished is not None:
+        return finished["record"], {}
+    dataset = prepared.dataset
+    model = initial_student(config, dataset, seed)
+    check_model(model, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])
+    state = folder / "state.safetensors"
+    name = f"{Path(config.out).name}, seed {seed}"
+    fitted = fit(model, prepared.task, config, seed=seed, state=state, progress=progress, description=name)
+    record = {
+        "seed": seed,
+        "epochs": len(fitted.history),
+        "best_epoch": fitted.best_epoch,
+        "kept_epoch": fitted.kept_epoch,
+        "steps": fitted.steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "state": state_digest(model),
+        "loss": fitted.history[-1]["loss"],
+        **fitted.figures,
+    }
+    arguments = parse_arguments(config.student_args, "--student-args")
+    metadata = {**model_metadata(config.student, arguments, dataset), "seed": seed, "cache": prepared.lineage["cache"]}
+    save_model(folder, model, metadata, fitted)
+    write_atomic(done, json_bytes({"identity": str(seed), "record": record}))
+    state.unlink(missing_ok=True)
+    return record, {
+        "seconds": round(fitted.seconds, 3),
+        "examples_per_second": round(fitted.examples / max(fitted.seconds, 1e-9), 1),
+    }
+
+
+def initial_student(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Module:
+    """The student of one seed before its first step."""
+    torch.manual_seed(seed)
+    arguments = parse_arguments(config.student_args, "--student-args")
+    return build_model(config.student, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
+
+
+def model_metadata(reference: str, arguments: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What a weights file says about its model: enough to build it again, and to refuse data it does not fit."""
+    return {
+        "reference": reference,
+        "args": arguments,
+        "classes": len(dataset.classes),
+        "class_names": list(dataset.classes),
+        "preprocessing": dataset.preprocessing,
+        "input_shape": list(dataset.input_shape),
+    }
+
+
+def save_model(folder: Path, model: nn.Module, metadata: dict[str, Any], fitted: Fitted) -> None:
+    """model.safetensors and history.json of one fit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "history.json", json_bytes(fitted.history))
+    save_weights(folder / "model.safetensors", model, metadata)

@@ -1,0 +1,111 @@
+"""What is trained on: inputs, labels, where the soft labels come from, and what is held out for choices."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.datasets import Dataset
+from pipeline.errors import ConfigError, DataError
+from pipeline.sampler import Rows
+from pipeline.sources import LabelSource
+from pipeline.training.inputs import Inputs
+from pipeline.training.objective import Objective
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything ``fit`` needs besides a model and a recipe; shared by the seeds of a run.
+
+    - ``blocks``: the dataset rows of the training set (a row may occur several times), cut as the sampler wants them;
+    - ``labels`` (N,): hard labels of the whole dataset as training may use them, -1 for none;
+    - ``inputs``: of the training rows; epoch e uses view ``train_views[e mod len(train_views)]``;
+    - ``source``: of soft labels, None for hard labels only;
+    - ``validation``: labelled rows that choices are made on, empty for none, with their ``validation_inputs``;
+    - ``validation_labels`` (N,): their labels, never reduced by ``labelled_fraction``.
+    """
+
+    classes: int
+    blocks: tuple[Rows, ...]
+    labels: npt.NDArray[np.int64]
+    inputs: Inputs
+    train_views: tuple[int, ...]
+    objective: Objective
+    source: LabelSource | None
+    validation: Rows
+    validation_inputs: Inputs
+    validation_labels: npt.NDArray[np.int64]
+    device: torch.device
+
+    @property
+    def examples(self) -> int:
+        """Visits of one epoch."""
+        return sum(len(block) for block in self.blocks)
+
+
+def view_numbers(text: str, available: Sequence[int]) -> tuple[int, ...]:
+    """The views to train on: ``plain`` (view 0), ``random`` (all others), ``all``, or the first so many as a number.
+
+    >>> view_numbers("3", range(9))
+    (0, 1, 2)
+
+    Raises ConfigError when there are none such.
+    """
+    if text == "plain":
+        chosen = tuple(available[:1])
+    elif text == "random":
+        chosen = tuple(available[1:])
+    elif text == "all":
+        chosen = tuple(available)
+    else:
+        chosen = tuple(available[: int(text)]) if text.isdecimal() and int(text) <= len(available) else ()
+    if not chosen:
+        raise ConfigError(
+            f"--train-views should be plain, random, all or 1 to {len(available)}; found {text!r} with "
+            f"{len(available)} view{'s' if len(available) != 1 else ''} on hand, the plain one included"
+        )
+    return chosen
+
+
+def keep_labels(dataset: Dataset, rows: Rows, fraction: float) -> npt.NDArray[np.int64]:
+    """Hard labels (N,) of ``rows`` alone, and of each class only the share ``fraction``, at least one; -1 elsewhere.
+
+    Which examples keep theirs follows from a hash of their ids: the same ones in any order, on any machine, and a
+    smaller fraction keeps some of those of a larger one.
+    """
+    labels = np.full(len(dataset), NO_LABEL, dtype=np.int64)
+    given = np.asarray(dataset.labels, dtype=np.int64)
+    labels[rows] = given[rows]
+    if fraction >= 1:
+        return labels
+    for number in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == number)
+        ranks = np.argsort(
+            [hashlib.sha256(f"labelled\0{dataset.ids[row]}".encode()).digest() for row in members.tolist()]
+        )
+        labels[members[ranks[max(1, round(fraction * len(members))) :]]] = NO_LABEL
+    return labels
+
+
+def without_class(dataset: Dataset, rows: Rows, name: str | None) -> Rows:
+    """``rows`` without the examples of one class. Raises ConfigError when there is no class of that name."""
+    if not name:
+        return rows
+    if name not in dataset.classes:
+        known = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
+        raise ConfigError(f"--omit-class should be a class of {dataset.name} ({known}); found {name!r}")
+    return np.asarray(rows[np.asarray(dataset.labels)[rows] != dataset.classes.index(name)], dtype=np.int64)
+
+
+def repeated(rows: Rows, times: int, whole: int) -> Rows:
+    """``rows`` ``times`` over; 0 times means as often as makes an epoch about as long as one over ``whole`` rows."""
+    if not len(rows):
+        raise DataError("no training example is left: none has a label or soft labels to learn from")
+    return np.tile(rows, times or max(1, round(whole / len(rows))))
