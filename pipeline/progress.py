@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -17,19 +17,11 @@ class Bar(Protocol):
 class Progress(Protocol):
     """What a stage's ``run`` reports to."""
 
-    def bar(self, description: str, total: int, unit: str, done: int = 0) -> AbstractBar:
+    def bar(self, description: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
         """A context manager around a bar of ``total`` units, ``done`` of which were there before."""
 
     def log(self, line: str) -> None:
         """One line for people, kept above any bar."""
-
-
-class AbstractBar(Protocol):
-    """A context manager that gives a bar."""
-
-    def __enter__(self) -> Bar: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _NoBar:

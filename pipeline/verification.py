@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.configuration import REQUIRED, Config, option, parse_arguments
-from pipeline.datasets import check_dataset, load_dataset
+from pipeline.datasets import load_dataset
 from pipeline.devices import autocast, resolve_device
 from pipeline.errors import CacheMismatchError
 from pipeline.fidelity import log_softmax
@@ -92,7 +92,6 @@ def verify_with_teacher(config: VerifyConfig, progress: Progress | None = None) 
     device = resolve_device(config.device)
     cache = open_cache(config.cache)
     dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
-    check_dataset(dataset)
     arguments = parse_arguments(config.teacher_args, "--teacher-args")
     teacher = build_model(config.teacher, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
     if config.weights is not None:

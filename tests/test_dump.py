@@ -1,4 +1,4 @@
-"""The dump: the teacher runs once per entry, resumes, refuses what does not fit, and writes the same bytes each time."""
+"""The dump: the teacher runs once per entry, resumes, refuses what does not fit, writes the same bytes each time."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class Rowwise(nn.Module):
 
 def run_with(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], model: nn.Module, **changes: Any) -> None:
     monkeypatch.setattr(job, "build_model", lambda *_, **__: model)
-    dump.run(DumpConfig(**{**options, "weights": None, **changes}))
+    dump.run(DumpConfig(**{**options, "teacher": "own:model", "weights": None, **changes}))
 
 
 def test_logits_that_are_not_finite_name_the_entry(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
@@ -267,7 +267,8 @@ def test_a_split_that_is_empty_is_an_error(options: dict[str, Any], tmp_path: Pa
 def test_all_problems_come_together():
     with pytest.raises(ConfigError) as caught:
         DumpConfig(out=Path("s3://bucket/x"), views=-1, batch_size=0, features=("a b=c",), encoding="dens")  # type: ignore[arg-type]
-    assert len(caught.value.problems) == 5
+    assert len(caught.value.problems) == 6
+    assert "random weights" in str(caught.value)
     assert "--features" in str(caught.value)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.configuration import REQUIRED, Config, option
+from pipeline.configuration import REQUIRED, Config, option, parse_arguments
 from pipeline.devices import PRECISIONS
 from pipeline.errors import ConfigError
 from pipeline.identity import short
@@ -58,6 +58,11 @@ class DumpConfig(Config):
             yield "--views needs a --transform, for example affine:degrees=15,translate=0.1"
         if self.transform is not None and not self.views:
             yield "--transform needs --views: how many random views of each training example to keep"
+        family, _, rest = self.teacher.partition(":")
+        arguments = parse_arguments(self.teacher_args, "--teacher-args")
+        if self.weights is None and (not rest or (family == "timm" and not arguments.get("pretrained"))):
+            hint = " or --teacher-args pretrained=true" if rest else ""
+            yield f"--teacher {self.teacher} has random weights: name its --weights{hint}"
         if not self.splits:
             yield "--splits should name at least one split"
         for name, low in (("batch_size", 1), ("part_size", 0), ("workers", 0), ("threads", 0)):

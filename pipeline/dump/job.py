@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import encodings
 from pipeline.configuration import parse_arguments
-from pipeline.datasets import Dataset, check_dataset, load_dataset
+from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import autocast, resolve_device, use_threads
 from pipeline.dump.config import DumpConfig
 from pipeline.encodings import Encoding
@@ -63,7 +63,6 @@ def prepare(config: DumpConfig) -> Job:
     use_threads(config.threads)
     device = resolve_device(config.device)
     dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
-    check_dataset(dataset)
     views = make_views(config.transform, config.views + 1, config.seed)
     check_views(views, dataset)
     arguments = parse_arguments(config.teacher_args, "--teacher-args")

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pipeline.datasets import Dataset
 from pipeline.devices import autocast
@@ -21,9 +20,11 @@ from pipeline.fidelity import Fidelity
 from pipeline.models import FeatureTap, logits_of
 from pipeline.progress import Progress
 from pipeline.store import CacheWriter, IndexRows, Part
-from pipeline.views import EntryDataset
+from pipeline.views import Entry, input_loader
 
 SAMPLED_ENTRIES_PER_PART = 256
+WAITING_BYTES = 128 << 20
+"""Logits that may wait for the writer: writing a part takes as long as many forward passes."""
 
 
 def entries_of(dataset: Dataset, part: Part) -> npt.NDArray[np.int64]:
@@ -47,12 +48,8 @@ def write_parts(job: Job, writer: CacheWriter, progress: Progress) -> float:
     """Run the teacher over every part that is not journalled yet; seconds spent in its forward passes."""
     todo = [part for part in job.layout.parts if part.number not in writer.done]
     done = sum(part.entries for part in job.layout.parts) - sum(part.entries for part in todo)
-    loader = DataLoader(
-        EntryDataset(job.dataset, job.views),
-        batch_sampler=_Batches(job, todo),  # type: ignore[arg-type]
-        num_workers=job.config.workers,
-        pin_memory=job.device.type == "cuda",
-        persistent_workers=False,
+    loader = input_loader(
+        job.dataset, job.views, _Batches(job, todo), job.config.workers, pin_memory=job.device.type == "cuda"
     )
     batches = iter(loader)
     seconds = 0.0
@@ -70,7 +67,7 @@ def write_parts(job: Job, writer: CacheWriter, progress: Progress) -> float:
                 logits, features = forward(job, inputs)
                 seconds += time.perf_counter() - began
                 pending.append(pool.submit(building.add, first, logits, features))
-                while len(pending) > 2:
+                while len(pending) * logits.nbytes > WAITING_BYTES and len(pending) > 2:
                     pending.pop(0).result()
                 bar.update(len(logits))
             pending.append(pool.submit(building.write, writer))
@@ -85,7 +82,7 @@ class _Batches:
     def __init__(self, job: Job, parts: list[Part]) -> None:
         self.job, self.parts, self.size = job, parts, job.config.batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Entry]]:
         for part in self.parts:
             rows = entries_of(self.job.dataset, part).tolist()
             for first in range(0, len(rows), self.size):

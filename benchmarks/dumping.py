@@ -1,0 +1,86 @@
+"""A dump against the bare forward pass of its teacher over the same batches."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import statistics
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Row, Settings, Table, at_most, in_turn, ratio, seconds
+from benchmarks.synthetic import Points, depth_for, network
+from pipeline import dump
+
+BATCH = 256
+WIDTH = 1024
+
+
+def run(settings: Settings) -> Table:
+    """What a dump adds to its teacher."""
+    found: list[Row] = []
+    plans = ((0.005, 4, 2),) if settings.quick else ((0.020, 128, 5), (0.100, 40, 3))
+    for target, batches, rounds in plans:
+        found += measure(settings, target, batches, rounds)
+    return Table(
+        "Dumping",
+        found,
+        (
+            "The dump is the whole `dump.run`: it builds and checks the teacher, digests data and weights, loads each example, "
+            "runs the teacher, encodes to float16, measures fidelity, writes, hashes and fsyncs a cache and opens it again. "
+            "The bare forward pass starts from batches that already lie in RAM and throws its outputs away.",
+            "A dump pays a fixed amount once, for its start and its end, shown as a share of these few seconds; real dumps are longer.",
+        ),
+    )
+
+
+def measure(settings: Settings, target: float, batches: int, rounds: int) -> list[Row]:
+    """The rows of one teacher."""
+    rows = batches * BATCH
+    data = Points(rows)
+    inputs = [data.inputs(np.arange(first, first + BATCH)) for first in range(0, rows, BATCH)]
+
+    def forward(model: torch.nn.Module) -> object:
+        model.eval()
+        with torch.inference_mode():
+            return lambda: model(inputs[0])
+
+    def bare(over: list[torch.Tensor]) -> float:
+        with torch.inference_mode():
+            return seconds(lambda: [teacher(batch) is None for batch in over])
+
+    depth = depth_for(target, WIDTH, forward)  # type: ignore[arg-type]
+    teacher = network(WIDTH, depth).eval()
+    number = itertools.count()
+    reports: list[dump.DumpReport] = []
+
+    def dumped() -> float:
+        out = settings.scratch / f"{target}-{next(number)}"
+        config = dump.DumpConfig(
+            data="benchmarks.synthetic:Points",
+            data_args=(f"rows={rows}",),
+            teacher="benchmarks.synthetic:network",
+            teacher_args=(f"width={WIDTH},depth={depth}",),
+            out=out,
+            dtype="float16",
+            batch_size=BATCH,
+            device="cpu",
+        )
+        taken = seconds(lambda: reports.append(dump.run(config)))
+        shutil.rmtree(out)
+        return taken
+
+    times = in_turn({"dump": dumped, "bare": lambda: bare(inputs)}, rounds)
+    each = 1e3 * statistics.median(times["bare"]) / batches
+    inside = statistics.median(report.teacher_seconds / report.seconds for report in reports)
+    on = f"{batches} batches of {BATCH} x 1,000; teacher of {each:.0f} ms"
+    return [
+        at_most(
+            "dump / bare teacher forward over the same batches",
+            on,
+            ratio(times["dump"], times["bare"]),
+            1.05,
+            f"; {inside:.0%} of the dump inside the teacher",
+        )
+    ]

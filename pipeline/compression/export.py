@@ -1,0 +1,119 @@
+"""ONNX files: one file with its weights inside, a free batch dimension, and nothing of the machine that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+from pipeline.models import logits_of
+from pipeline.references import optional
+from pipeline.workspace import write_atomic
+
+INPUT, OUTPUT = "input", "logits"
+LARGEST = 2**31 - 2**20
+"""Protobuf ends at 2 GiB: a larger model cannot be one file."""
+
+
+class _Logits(nn.Module):
+    """The model with its output reduced to the logits tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input: Tensor) -> Tensor:
+        return logits_of(self.model(input))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' deprecation notices and chatter off the user's screen; errors still rise."""
+    root = logging.getLogger()
+    levels = {name: logging.getLogger(name).level for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")}
+    before = root.level
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        root.setLevel(max(before, logging.ERROR))
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(before)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def export_onnx(
+    model: nn.Module, input_shape: tuple[int, ...], path: Path, *, opset: int, metadata: Mapping[str, Any]
+) -> None:
+    """Write ``model`` (in eval mode) to ``path``: input (batch, *input_shape) float32, output (batch, C) logits.
+
+    The example input is synthetic, so no data can end up in the file; the exporter's notes on each node (source
+    lines with the paths of this machine) are removed. ``metadata`` goes in as the model's own properties, as JSON.
+    Raises MissingDependencyError without onnx, ModelError when the model cannot be exported.
+    """
+    onnx = optional("onnx", "compress", "exporting")
+    optional("onnxscript", "compress", "exporting")
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    if weights > LARGEST:
+        raise ModelError(f"one ONNX file holds at most 2 GiB; the weights alone are {weights / 2**30:.1f} GiB")
+    example = torch.zeros((2, *input_shape))  # a batch of 1 would be frozen into the graph
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _Logits(model.cpu().eval()),
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=opset,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        first = lines[0] if lines else type(error).__name__
+        raise ModelError(f"torch.onnx cannot export {type(model).__name__}: {first}") from error
+    if program is None:
+        raise ModelError(f"torch.onnx gave no program for {type(model).__name__}")
+    proto = program.model_proto
+    strip(proto)
+    onnx.helper.set_model_props(proto, {k: json.dumps(v, sort_keys=True) for k, v in sorted(metadata.items())})
+    onnx.checker.check_model(proto)
+    write_atomic(path, proto.SerializeToString(deterministic=True))
+
+
+def strip(proto: Any) -> None:
+    """Remove documentation and debugging properties from an ONNX model, in place.
+
+    The shapes noted for inner values go too: runtimes infer them, and ONNX Runtime's quantiser stumbles over them
+    after it has transposed a weight.
+    """
+    proto.doc_string = ""
+    for graph in (proto.graph, *proto.functions):
+        graph.doc_string = ""
+        del graph.value_info[:]
+        for item in (*graph.node, *getattr(graph, "initializer", ())):
+            item.doc_string = ""
+            del item.metadata_props[:]
+        del graph.metadata_props[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of an ONNX file and of any weights stored beside it."""
+    return sum(p.stat().st_size for p in path.parent.iterdir() if p == path or p.name.startswith(f"{path.name}.data"))

@@ -1,0 +1,115 @@
+"""Training after surgery: the pruned student learns again from the cache that taught it, by ``training``'s loop."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.compression.config import CompressConfig
+from pipeline.errors import ConfigError
+from pipeline.progress import Progress
+from pipeline.runs import Run
+from pipeline.sampler import Order
+from pipeline.training import TrainConfig, fit, prepare
+
+RECALIBRATION_BATCHES = 64
+
+
+def training_config(config: CompressConfig, run: Run) -> TrainConfig:
+    """The options of the run that is compressed, with what fine-tuning does otherwise.
+
+    Soft labels are used wherever a cache is at hand, even for a student of hard labels. Raises ConfigError when the
+    run was made with options that this release does not know.
+    """
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    unknown = sorted(set(run.config) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"{run.path / 'run.json'} holds options that are not known here: {', '.join(unknown)}. Train again"
+        )
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in run.config.items()}
+    options |= {
+        "out": config.out,
+        "seeds": 1,
+        "seed": config.seed,
+        "patience": 0,
+        "keep": "best",
+        "workers": config.workers,
+    }
+    options |= {"threads": config.threads, "device": config.device, "compile": False}
+    if config.data is not None:
+        options |= {"data": config.data, "data_args": config.data_args}
+    if config.cache is not None:
+        options["cache"] = None if config.cache == "none" else config.cache
+    if options.get("cache") is not None and not options.get("alpha"):
+        options["alpha"] = options["beta"] = None
+    if options.get("cache") is None and options.get("teacher") is None:
+        options["alpha"] = 0.0
+    for name in ("temperature", "alpha"):
+        if getattr(config, name) is not None:
+            options[name] = getattr(config, name)
+    if options.get("weights"):
+        options["weights"] = Path(options["weights"])
+    return TrainConfig(**options)
+
+
+class Tuning:
+    """Fine-tuning and the controls that train: all on one task, so that only the model differs."""
+
+    def __init__(self, config: CompressConfig, run: Run, progress: Progress) -> None:
+        self.recipe = training_config(config, run)
+        self.config, self.progress = config, progress
+        self.task = prepare(self.recipe).task
+
+    @property
+    def labels(self) -> str:
+        """What is learnt from, in words."""
+        if self.task.source is None:
+            return "hard labels"
+        return f"soft labels (weight {self.recipe.objective.alpha:g}, T = {self.recipe.temperature:g})"
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """The options that decide the outcome, as JSON values."""
+        objective = self.recipe.objective
+        return {
+            "labels": "soft" if self.task.source is not None else "hard",
+            "alpha": objective.alpha,
+            "beta": objective.beta,
+            "temperature": objective.temperature,
+            "views": len(self.task.train_views),
+            "epochs": self.config.epochs,
+            "lr": self.lr,
+        }
+
+    @property
+    def lr(self) -> float:
+        """The highest learning rate of fine-tuning."""
+        return self.recipe.lr if self.config.lr is None else self.config.lr
+
+    def batches(self) -> Iterator[Tensor]:
+        """Training inputs (B, ...) as the student saw them, shuffled, for the statistics of batch norms; on the CPU."""
+        order = Order(self.task.blocks, self.recipe.batch_size, seed=self.config.seed)
+        stream = self.task.inputs.stream(order, 0, 0, self.task.train_views[0])
+        return (inputs.cpu() for inputs in itertools.islice(stream, RECALIBRATION_BATCHES))
+
+    def finetune(self, model: nn.Module) -> nn.Module:
+        """A copy of ``model`` trained for the epochs of fine-tuning, in eval mode on the CPU."""
+        return self._fit(copy.deepcopy(model), self.config.epochs, self.lr, "fine-tuning")
+
+    def from_scratch(self, model: nn.Module) -> nn.Module:
+        """``model`` trained as long as the student and its fine-tuning together, at the student's rate."""
+        return self._fit(model, self.recipe.epochs + self.config.epochs, self.recipe.lr, "pruned shape from scratch")
+
+    def _fit(self, model: nn.Module, epochs: int, lr: float, what: str) -> nn.Module:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        recipe = dataclasses.replace(self.recipe, epochs=epochs, lr=lr)
+        fit(model, self.task, recipe, seed=self.config.seed, progress=self.progress, description=what)
+        return model.cpu().eval()

@@ -1,0 +1,137 @@
+"""Measure a student: on a held-out split, and against what its teacher said there.
+
+The teacher does not run: its opinion of the split comes from the cache. All seeds of a run are measured together, so
+the data is read once. Choices are made on validation, so its figures are written beside those of the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.configuration import parse_arguments
+from pipeline.datasets import Dataset, check_dataset, load_dataset
+from pipeline.devices import resolve_device, use_threads
+from pipeline.errors import ConfigError
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.describing import describe, dump_json, summarise
+from pipeline.evaluation.scoring import (
+    labelled_rows,
+    plain_batches,
+    score_rows,
+    teacher_labels,
+    teacher_scores,
+    torch_predictor,
+)
+from pipeline.identity import digest
+from pipeline.metrics import Scores
+from pipeline.models import check_model
+from pipeline.progress import Progress, Silent
+from pipeline.runs import Run, build_student, read_run
+from pipeline.store import Cache, open_cache
+from pipeline.workspace import Workspace, write_atomic
+
+__all__ = [
+    "EvaluateConfig",
+    "EvaluateReport",
+    "dump_json",
+    "labelled_rows",
+    "open_dataset",
+    "plain_batches",
+    "run",
+    "score_rows",
+    "torch_predictor",
+]
+
+
+@dataclass(frozen=True)
+class EvaluateReport:
+    """``metrics`` is what metrics.json holds; ``details`` is everything else that was measured."""
+
+    out: str
+    metrics: dict[str, Any]
+    details: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        spread = (
+            f" (s = {self.metrics['accuracy_std']:.4f} over {self.metrics['seeds']} seeds)"
+            if self.metrics["seeds"] > 1
+            else ""
+        )
+        teacher = f", teacher {self.metrics['teacher_accuracy']:.4f}" if "teacher_accuracy" in self.metrics else ""
+        on = f"{self.details['examples']:,} {self.details['split']} examples"
+        return f"{self.out}: accuracy {self.metrics['accuracy']:.4f}{spread}{teacher} on {on}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"out": self.out, "metrics": self.metrics, "details": self.details}
+
+
+def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateReport:
+    """Measure and write ``out``. Raises ConfigError, DataError, ModelError or CacheMismatchError before any work."""
+    progress = progress or Silent()
+    use_threads(config.threads)
+    device = resolve_device(config.device)
+    trained = read_run(config.run) if config.run is not None else None
+    dataset = open_dataset(config.data, config.data_args, trained)
+    models = _models(config, trained, dataset)
+    example = dataset.prepare(dataset.load(int(dataset.rows(config.split)[0])))[None]
+    for model in models.values():
+        check_model(model, classes=len(dataset.classes), example_input=example)
+    cache = open_labels(config.cache, trained)
+    predictors = {seed: torch_predictor(model, device) for seed, model in models.items()}
+
+    splits = (
+        [config.split]
+        if config.split == "validation" or not len(dataset.rows("validation"))
+        else [config.split, "validation"]
+    )
+    found: dict[str, dict[int, Scores]] = {}
+    own: Scores | None = None
+    rows_of = {split: labelled_rows(dataset, split) for split in splits}
+    with progress.bar("evaluate", sum(map(len, rows_of.values())), "examples") as bar:
+        for split in splits:
+            teacher = teacher_labels(cache, dataset, split) if cache and split in cache.splits() else None
+            found[split] = score_rows(
+                predictors, dataset, rows_of[split], teacher=teacher, temperature=config.temperature,
+                batch_size=config.batch_size, workers=config.workers, advance=bar.update,
+            )  # fmt: skip
+            if split == config.split and teacher:
+                own = teacher_scores(teacher, dataset, rows_of[split], config.batch_size)
+    details = describe(config, dataset, trained, models, found, own, cache)
+    report = EvaluateReport(str(config.out), summarise(details), details)
+    with Workspace(config.out, digest({"stage": "evaluate", **config.as_dict()})) as space:
+        write_atomic(space.path / "metrics.json", dump_json(report.metrics))
+        write_atomic(space.path / "details.json", dump_json(report.details, indent=None))
+        space.commit()
+    return report
+
+
+def open_dataset(data: str | None, data_args: Sequence[str], trained: Run | None) -> Dataset:
+    """The dataset named, or the one the run was trained on."""
+    if data is None:
+        if trained is None:
+            raise ConfigError("--data should name a dataset")
+        data, data_args = str(trained.config["data"]), data_args or tuple(trained.config.get("data_args") or ())
+    dataset = load_dataset(data, parse_arguments(tuple(data_args), "--data-args"))
+    check_dataset(dataset)
+    return dataset
+
+
+def open_labels(address: str | None, trained: Run | None) -> Cache | None:
+    """The cache named, or the one the run learnt from; None for ``none`` or where there is none."""
+    if address is None and trained is not None:
+        address = trained.config.get("cache")
+    return None if address in (None, "", "none") else open_cache(str(address))
+
+
+def _models(config: EvaluateConfig, trained: Run | None, dataset: Dataset) -> dict[int, nn.Module]:
+    if trained is not None:
+        return {seed: trained.build(dataset, seed) for seed in trained.weights}
+    return {0: build_student(str(config.student), config.student_args, Path(str(config.weights)), dataset)}

@@ -1,0 +1,46 @@
+"""Options of ``softlabels evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.configuration import REQUIRED, Config, option
+from pipeline.store import SPLITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """Options of ``softlabels evaluate``."""
+
+    run: Path | None = option(None, "directory of a training run; all of its seeds are measured")
+    weights: Path | None = option(None, "instead of --run: one model's weights; needs --student")
+    student: str | None = option(
+        None, "with --weights: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH"
+    )
+    student_args: tuple[str, ...] = option((), "with --weights: key=value arguments for the student's factory")
+    data: str | None = option(None, "dataset; that of the run unless given")
+    data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
+    cache: str | None = option(
+        None, "cache with the teacher's labels of the split; that of the run unless given, 'none' for none"
+    )
+    split: str = option("test", "what to measure on", choices=SPLITS)
+    out: Path = option(REQUIRED, "directory for metrics.json and details.json")
+    bins: int = option(15, "equal-width bins of confidence, for calibration")
+    temperature: float = option(1.0, "of the divergence from the teacher")
+    batch_size: int = option(256, "examples per forward pass")
+    workers: int = option(0, "processes that load examples; 0 does it in this one")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")
+    threads: int = option(0, "CPU threads; 0 leaves torch's choice")
+
+    def problems(self) -> Iterator[str]:
+        if (self.run is None) == (self.weights is None):
+            yield "give either --run, a training run, or --weights with --student"
+        if self.weights is not None and (self.student is None or self.data is None):
+            yield "--weights needs --student and --data: a file of weights does not say what they are for"
+        if self.temperature <= 0:
+            yield f"--temperature should be above 0; found {self.temperature:g}"
+        for name, low in (("bins", 1), ("batch_size", 1), ("workers", 0), ("threads", 0)):
+            if getattr(self, name) < low:
+                yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"

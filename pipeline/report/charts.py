@@ -1,0 +1,107 @@
+"""The figures about what things cost: size and latency against accuracy, and teacher time once against every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from pipeline.report.style import COLOURS, FAINT, INK, MUTED, SERIES, SHAPES, Drawing, clean, finish, new_figure, style
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, accuracy) that no other beats: as cheap and better, or as good and cheaper.
+
+    >>> pareto_front([(1.0, 0.9), (2.0, 0.8), (3.0, 0.95), (3.0, 0.94)])
+    [0, 2]
+    """
+    front: list[int] = []
+    best = float("-inf")
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[i][1] > best:
+            front.append(i)
+            best = points[i][1]
+    return front
+
+
+def timed_rows(compressed: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Rows of the table of compression that have a file, an accuracy and a latency."""
+    return [
+        r for r in compressed.get("rows", []) if r.get("bytes") and r.get("latency") and r.get("accuracy") is not None
+    ]
+
+
+def pareto(compressed: Mapping[str, Any]) -> Drawing | None:
+    """Accuracy against bytes and against milliseconds, each with its Pareto front."""
+    rows = timed_rows(compressed)
+    if not rows:
+        return None
+    sizes = sorted(rows[0]["latency"], key=int)
+    panels = [("size of the file, kB", [r["bytes"] / 1e3 for r in rows])]
+    panels += [
+        (f"latency at batch {size}, ms (median)", [r["latency"][size]["p50"] for r in rows]) for size in sizes[:2]
+    ]
+    with style():
+        figure = new_figure(10.6, 4.0)
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (label, costs) in zip(grid, panels, strict=True):
+            _pareto_panel(axes, rows, costs)
+            axes.set_xlabel(label)
+        grid[0].set_ylabel("test accuracy, %")
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(len(labels), 5), columnspacing=1.6, handletextpad=0.3
+        )
+        return finish("pareto", figure, "Test accuracy against file size and latency, with the Pareto front.")
+
+
+def _pareto_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], costs: Sequence[float]) -> None:
+    points = [(cost, 100 * float(row["accuracy"])) for cost, row in zip(costs, rows, strict=True)]
+    front = pareto_front(points)
+    axes.set_xscale("log")
+    axes.step([points[i][0] for i in front] + [10 * max(costs)], [points[i][1] for i in front] + [points[front[-1]][1]],
+              where="post", color=FAINT, lw=7, alpha=0.4, solid_capstyle="round", zorder=1, label="_front")  # fmt: skip
+    for i, (row, (cost, accuracy)) in enumerate(zip(rows, points, strict=True)):
+        colour = SERIES[i % len(SERIES)]
+        axes.plot(cost, accuracy, SHAPES[i % len(SHAPES)], ms=8, mec=colour, mew=1.6, ls="none", zorder=3,
+                  mfc="white" if row.get("control") else colour, label=row["name"])  # fmt: skip
+    low, high = min(costs), max(costs)
+    axes.set_xlim(low / 1.6, high * 1.6)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    if high / low < 30:
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "25" else ""))
+    else:
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    accuracies = [accuracy for _, accuracy in points]
+    room = max(0.4, 0.15 * (max(accuracies) - min(accuracies)))
+    axes.set_ylim(min(accuracies) - room, min(max(accuracies) + room, 100.6))
+    axes.tick_params(axis="x", which="minor", labelsize=8, length=0)
+    clean(axes)
+
+
+def costs(entries: Sequence[tuple[str, float, bool]]) -> Drawing | None:
+    """Bars of seconds: (what, seconds, measured). Computed ones are hatched."""
+    if not entries:
+        return None
+    with style():
+        figure = new_figure(8.2, 0.42 * len(entries) + 0.75)
+        axes = figure.subplots()
+        most = max(seconds for _, seconds, _ in entries)
+        for y, (_, seconds, measured) in enumerate(entries):
+            fill, hatch = (COLOURS["soft"], None) if measured else ("white", "////")
+            axes.barh(y, seconds, height=0.56, color=fill, edgecolor=COLOURS["soft"], hatch=hatch, linewidth=1.0)
+            note = f"{seconds:,.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
+            note += "" if measured else " (computed)"
+            axes.annotate(
+                note, (seconds, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, color=INK
+            )
+        axes.set_yticks(range(len(entries)), [what for what, _, _ in entries])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.invert_yaxis()
+        axes.set_xlim(0, most * 1.28)
+        axes.set_xlabel("seconds")
+        axes.spines["left"].set_color(MUTED)
+        clean(axes, grid="x")
+        return finish("costs", figure, "Seconds spent by the teacher and by the students.")

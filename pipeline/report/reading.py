@@ -1,0 +1,230 @@
+"""Everything the page shows, read from what the other stages wrote and checked to belong together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import metrics
+from pipeline.errors import ConfigError
+from pipeline.metrics import Comparison
+from pipeline.report.methods import KINDS, OMITTED, SETTINGS, Method, method_of
+from pipeline.runs import read_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student trained by one method: its evaluation, and what its training run recorded.
+
+    ``accuracy`` and ``omitted`` map a seed to the accuracy on the split and on the omitted class; ``histories`` maps
+    a seed to its epochs; ``record`` is the run's run.json and ``timing`` its report of how long it took: both may be
+    empty.
+    """
+
+    name: str
+    student: str
+    method: Method
+    metrics: Mapping[str, Any]
+    details: Mapping[str, Any]
+    histories: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    timing: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def accuracy(self) -> dict[int, float]:
+        return {int(seed): float(v["accuracy"]) for seed, v in self.details["seeds"].items()}
+
+    @cached_property
+    def omitted(self) -> dict[int, float]:
+        found = {int(s): v.get("omitted_class_accuracy") for s, v in self.details["seeds"].items()}
+        return {seed: float(value) for seed, value in found.items() if value is not None}
+
+    @cached_property
+    def headline(self) -> dict[int, float]:
+        """What the setting is about: accuracy on the omitted class where one was, accuracy elsewhere."""
+        return self.omitted if self.method.setting == OMITTED and self.omitted else self.accuracy
+
+    @cached_property
+    def validation(self) -> float:
+        """Mean accuracy on validation over seeds, NaN when it was not measured."""
+        values = [v["validation"]["accuracy"] for v in self.details["seeds"].values() if v.get("validation")]
+        return float(np.mean(values)) if values else math.nan
+
+    @cached_property
+    def hits(self) -> npt.NDArray[np.float64]:
+        """The share of seeds that recognised each test example, (N,)."""
+        return np.asarray(self.details["hits"], dtype=np.float64) / max(len(self.accuracy), 1)
+
+    @property
+    def parameters(self) -> int:
+        return int(self.details["parameters"])
+
+    @property
+    def seeds(self) -> int:
+        return len(self.accuracy)
+
+    def mean(self) -> float:
+        """Mean of the headline figure over seeds."""
+        return metrics.spread(list(self.headline.values()))[0]
+
+
+def compare(first: Cell, second: Cell) -> Comparison:
+    """How much better ``first`` does on the figure their setting is about, paired by seed and by test example."""
+    if first.method.setting == OMITTED and first.omitted and second.omitted:
+        return metrics.compare(first.omitted, second.omitted, *_class_hits(first, second))
+    same = first.details["examples_digest"] == second.details["examples_digest"]
+    return metrics.compare(first.accuracy, second.accuracy, *((first.hits, second.hits) if same else ()))
+
+
+def _class_hits(first: Cell, second: Cell) -> tuple[npt.NDArray[np.float64], ...]:
+    """Hits on the omitted class alone, when both cells recorded which examples those are."""
+    rows = first.details.get("omitted_class_rows")
+    if not rows or first.details["examples_digest"] != second.details["examples_digest"]:
+        return ()
+    return first.hits[rows], second.hits[rows]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that was measured. ``cells`` are in the order of settings, kinds and student sizes."""
+
+    cells: tuple[Cell, ...]
+    teacher: Mapping[str, Any]
+    dump: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    compressed: Mapping[str, Any]
+
+    @cached_property
+    def students(self) -> tuple[str, ...]:
+        """Students from the smallest to the largest."""
+        sizes = {cell.student: cell.parameters for cell in self.cells}
+        return tuple(sorted(sizes, key=lambda s: (sizes[s], s)))
+
+    def of(self, setting: str, student: str | None = None) -> tuple[Cell, ...]:
+        """Cells of one setting, of one student or of all."""
+        return tuple(c for c in self.cells if c.method.setting == setting and student in (None, c.student))
+
+    def cell(self, setting: str, kind: str, student: str) -> Cell | None:
+        """The cell of one student and method, None when it was not run."""
+        found = [c for c in self.of(setting, student) if c.method.kind == kind]
+        return found[0] if found else None
+
+    @cached_property
+    def best(self) -> Cell:
+        """The best cell by validation accuracy; ties go to the smaller student."""
+
+        def rank(cell: Cell) -> tuple[float, int]:
+            return (-1.0 if math.isnan(cell.validation) else cell.validation), -cell.parameters
+
+        return max(self.cells, key=rank)
+
+    @cached_property
+    def featured(self) -> str:
+        """The student that figures of a single one show: that of the most cells, then the best on validation."""
+
+        def rank(student: str) -> tuple[int, float]:
+            own = [cell for cell in self.cells if cell.student == student]
+            return len(own), max(-1.0 if math.isnan(cell.validation) else cell.validation for cell in own)
+
+        return max(self.students, key=rank)
+
+    @cached_property
+    def teacher_parameters(self) -> int | None:
+        """The teacher's size, where its training recorded it."""
+        value = (self.teacher.get("figures") or {}).get("parameters")
+        return None if value is None else int(value)
+
+    @cached_property
+    def teacher_accuracy(self) -> float | None:
+        """The teacher's accuracy on the evaluated split, from its cached labels."""
+        for cell in self.cells:
+            if cell.details.get("teacher"):
+                return float(cell.details["teacher"]["accuracy"])
+        return None
+
+    @property
+    def seed_counts(self) -> tuple[int, ...]:
+        """The distinct numbers of seeds over the cells."""
+        return tuple(sorted({cell.seeds for cell in self.cells}))
+
+
+def read_cell(folder: Path, runs: Mapping[str, Path]) -> Cell:
+    """One evaluation directory, with the record of the run it measured where that was given."""
+    details = read_json(folder / "details.json", "the details of an evaluation (softlabels evaluate writes them)")
+    flat = read_json(folder / "metrics.json", "the metrics of an evaluation")
+    config = details.get("config") or {}
+    run = runs.get(str(details.get("run")))
+    record = read_json(run / "run.json", "the record of a training run") if run else {}
+    return Cell(
+        name=folder.name,
+        student=str(details["student"]),
+        method=method_of(config),
+        metrics=flat,
+        details=details,
+        histories=read_histories(run) if run else {},
+        record=record,
+        timing=read_optional(run.with_name(f"{run.name}.report.json") if run else None),
+    )
+
+
+def read_histories(run: Path) -> dict[int, list[dict[str, Any]]]:
+    """The epochs of each seed of a run, where they were recorded."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for path in sorted(run.glob("seed-*/history.json")):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        epochs = value.get("epochs", []) if isinstance(value, dict) else value
+        found[int(path.parent.name.removeprefix("seed-"))] = list(epochs)
+    return found
+
+
+def read_optional(path: Path | None) -> dict[str, Any]:
+    """A JSON object, or an empty one when there is no such file."""
+    return read_json(path, "a JSON record") if path is not None and path.is_file() else {}
+
+
+def read_findings(
+    *,
+    teacher: Path | None,
+    cache: Path | None,
+    runs: Sequence[Path],
+    evaluations: Sequence[Path],
+    compressed: Path | None,
+) -> Findings:
+    """Read everything. Raises ConfigError when a directory that was named is not what it should be.
+
+    Evaluations on different examples are refused: their accuracies do not compare.
+    """
+    named = {run.name: run for run in runs}
+    cells = [read_cell(folder, named) for folder in evaluations]
+    digests = {cell.details["examples_digest"] for cell in cells}
+    if len(digests) > 1:
+        first = cells[0].details["examples_digest"]
+        other = next(cell for cell in cells if cell.details["examples_digest"] != first)
+        raise ConfigError(
+            f"--evaluations should all measure the same examples; {other.name} measured others than {cells[0].name}. "
+            f"Evaluate them on the same data and split"
+        )
+    cells.sort(
+        key=lambda c: (
+            SETTINGS.index(c.method.setting),
+            c.method.detail,
+            c.parameters,
+            c.student,
+            KINDS.index(c.method.kind),
+        )
+    )
+    return Findings(
+        cells=tuple(cells),
+        teacher=read_optional(teacher / "report.json" if teacher else None),
+        dump=read_optional(cache.with_name(f"{cache.name}.report.json") if cache else None),
+        manifest=read_optional(cache / "manifest.json" if cache else None),
+        compressed=read_optional(compressed / "table.json" if compressed else None),
+    )

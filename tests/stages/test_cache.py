@@ -1,0 +1,140 @@
+"""The verbs about a cache, as typed: inspect, verify, gc."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.dump import DumpConfig
+from pipeline.dump import run as dump
+from pipeline.workspace import Workspace
+from stages.cache import command, verify
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(command, arguments)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("caches") / "digits"
+    dump(DumpConfig(out=out, teacher="mlp-8", views=1, transform="affine:degrees=10", splits=("train", "test")))
+    return out
+
+
+@pytest.fixture
+def copy(cache: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(cache, tmp_path / "copy"))
+
+
+def test_inspect_says_what_a_cache_is(cache: Path) -> None:
+    text = invoke("inspect", str(cache)).stdout
+    for words in ("mlp-8", "affine:degrees=10", "dense", "0: exact", "bytes per label", "labels.zarr/logits", "train"):
+        assert words in text
+
+
+def test_inspect_as_json_is_the_manifest_and_sizes(cache: Path) -> None:
+    found = json.loads(invoke("inspect", str(cache), "--json").stdout)
+    manifest = json.loads((cache / "manifest.json").read_text())
+    assert found["identity"] == manifest["identity"] and found["bytes"]["total"] > found["bytes"]["index"] > 0
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_no_cache_there_is_status_1(verb: str, tmp_path: Path) -> None:
+    result = invoke(verb, str(tmp_path / "nothing"))
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and result.stdout == ""
+
+
+def test_verify_a_sound_cache(cache: Path) -> None:
+    result = invoke("verify", str(cache))
+    assert result.exit_code == 0 and "sound" in result.stdout
+
+
+def test_verify_names_every_file_that_changed(copy: Path) -> None:
+    damaged = sorted(path for path in (copy / "labels.zarr").rglob("c/*") if path.is_file())[:1]
+    damaged += sorted((copy / "index").glob("*.parquet"))[-1:]
+    for path in damaged:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    result = invoke("verify", str(copy), "--json")
+    assert result.exit_code == 1 and not json.loads(result.stdout)["ok"]
+    assert all(str(path.relative_to(copy)) in result.stderr for path in damaged)
+
+
+def test_verify_with_the_teacher_that_made_it(cache: Path, tmp_path: Path) -> None:
+    import torch
+
+    from pipeline.datasets import load_dataset
+    from pipeline.models import build_model, save_weights
+
+    dataset = load_dataset("digits")
+    torch.manual_seed(0)
+    model = build_model("mlp-8", {}, classes=10, input_shape=dataset.input_shape).eval()
+    weights = tmp_path / "teacher.safetensors"
+    save_weights(weights, model, {})
+    out = tmp_path / "cache"
+    dump(DumpConfig(out=out, teacher="mlp-8", weights=weights, splits=("test",)))
+    arguments = ["verify", str(out), "--teacher", "mlp-8", "--entries", "20"]
+    result = invoke(*arguments, "--weights", str(weights), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["teacher"]["entries"] == 20
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    save_weights(weights, model, {})
+    other = invoke(*arguments, "--weights", str(weights))
+    assert other.exit_code == 1 and "was made by teacher" in other.stderr
+
+
+def test_options_about_the_teacher_need_one(cache: Path) -> None:
+    result = invoke("verify", str(cache), "--entries", "5", "--tolerance", "0.1")
+    assert result.exit_code == 2 and "--entries, --tolerance needs --teacher" in result.stderr
+
+
+def test_verify_offers_every_option_of_its_configuration() -> None:
+    from pipeline.verification import VerifyConfig
+
+    offered = {parameter.name for parameter in verify.params} - {"as_json"}
+    assert offered == {field.name for field in dataclasses.fields(VerifyConfig)}
+
+
+def left_behind(folder: Path) -> Path:
+    with Workspace(folder / "caches" / "digits", "a" * 64) as space:
+        (space.path / "part").write_bytes(b"x" * 100)
+    return space.path
+
+
+def test_gc_lists_and_removes_on_yes(tmp_path: Path) -> None:
+    scratch = left_behind(tmp_path)
+    listed = invoke("gc", str(tmp_path))
+    assert listed.exit_code == 0 and str(scratch) in listed.stdout and "run again with --yes" in listed.stdout
+    assert scratch.is_dir()
+    removed = json.loads(invoke("gc", str(tmp_path), "--yes", "--json").stdout)
+    assert removed == {"removed": True, "bytes": 100, "found": [{"path": str(scratch), "bytes": 100}]}
+    assert list((tmp_path / "caches").iterdir()) == []
+    assert "nothing left behind" in invoke("gc", str(tmp_path)).stdout
+
+
+def test_gc_leaves_a_running_dump_and_finished_outputs_alone(tmp_path: Path) -> None:
+    (tmp_path / "caches" / "digits").mkdir(parents=True)
+    with Workspace(tmp_path / "caches" / "digits", "b" * 64) as space:
+        assert "nothing left behind" in invoke("gc", str(tmp_path), "--yes").stdout
+        assert space.path.is_dir()
+    assert (tmp_path / "caches" / "digits").is_dir()
+
+
+def test_gc_does_not_follow_links(tmp_path: Path) -> None:
+    scratch = left_behind(tmp_path)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("kept")
+    (scratch / "link").symlink_to(precious)
+    assert invoke("gc", str(tmp_path / "caches"), "--yes").exit_code == 0
+    assert (precious / "file").read_text() == "kept" and not scratch.exists()
