@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.encodings import Dense, Encoding, TopK
-from pipeline.store.shards import CHUNK_BYTES, ZSTD_LEVEL
+from pipeline.store.shards import CHUNK_BYTES
 
 CODECS = {
     "zstd 1": ("zstd", 1),
-    f"zstd {ZSTD_LEVEL}": ("zstd", ZSTD_LEVEL),
+    "zstd 3": ("zstd", 3),
     "zstd 9": ("zstd", 9),
     "lz4": ("lz4", None),
 }

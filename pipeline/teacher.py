@@ -23,7 +23,7 @@ from pipeline.sampler import Order, blocks_of
 from pipeline.training import Objective, Recipe, Task, fit, make_task
 from pipeline.training.config import DEFAULT_BLOCK
 from pipeline.training.inputs import LoadedInputs
-from pipeline.training.output import json_bytes, read_finished
+from pipeline.training.output import json_bytes, read_finished, write_beside
 from pipeline.training.stage import environment, model_metadata, run_identity, save_model
 from pipeline.training.task import keep_labels
 from pipeline.views import Views, check_views, make_views
@@ -124,7 +124,9 @@ def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeache
     found = read_finished(out, RECORD, identity, overwrite=config.overwrite)
     if found is not None:
         figures = {k: v for k, v in found.items() if k not in ("identity", "config", "lineage")}
-        return FitTeacherReport(str(config.out), identity, figures)
+        report = FitTeacherReport(str(config.out), identity, figures)
+        write_beside(out, report.as_dict(), again=True)
+        return report
     with Workspace(out, identity) as space:
         figures = _fit_into(space.path, config, dataset, task, progress)
         document = {"identity": identity, "config": config.as_dict(), "lineage": lineage, **figures}
@@ -139,7 +141,7 @@ def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeache
         seconds=round(time.perf_counter() - started, 3),
         environment=environment(device),
     )
-    write_atomic(out.with_name(f"{out.name}.report.json"), json_bytes(report.as_dict()))
+    write_beside(out, report.as_dict())
     return report
 
 

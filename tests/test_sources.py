@@ -143,6 +143,17 @@ def test_every_batch_has_the_labels_of_its_rows(
     assert sorted(np.concatenate(seen).tolist()) == sorted(dataset.rows("train").tolist() * len(source.views))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_lossy_labels_stream_as_the_cache_decodes_them(
+    make_cache: Callable[..., Cache], dataset: Dataset, dtype: str
+) -> None:
+    lossy = make_cache(dtype, dtype=dtype, views=0, transform=None)
+    for resident in ("none", "ram", "device"):
+        source = CachedLabels(lossy, dataset, resident=resident)
+        for rows, soft in source.stream(source.order(9), 0):
+            assert_same(soft, expected_labels(lossy, source.matching, rows, 0))
+
+
 @pytest.mark.parametrize("resident", ["none", "ram", "device"])
 def test_topk_labels_stream_too(topk: Cache, dataset: Dataset, resident: str) -> None:
     source = CachedLabels(topk, dataset, resident=resident)
@@ -187,7 +198,7 @@ def test_plain_labels_are_those_of_view_0_whatever_the_view(cache: Cache, datase
 
 def test_a_view_that_the_cache_lacks_is_refused(cache: Cache, dataset: Dataset) -> None:
     source = CachedLabels(cache, dataset)
-    with pytest.raises(CacheMismatchError, match="no view 3.*0, 1, 2"):
+    with pytest.raises(CacheMismatchError, match=r"no view 3.*0, 1, 2"):
         source.stream(source.order(8), 0, view=3)
 
 
@@ -383,7 +394,7 @@ def test_rows_without_labels_get_finite_placeholders(
 def test_examples_in_another_split_are_pointed_out(cache: Cache, dataset: Dataset, tmp_path: Path) -> None:
     changes = permuted(dataset, np.arange(len(dataset)))
     changes["split"][-3:] = "train"
-    with pytest.raises(CacheMismatchError, match="3 of 50.*in its test split"):
+    with pytest.raises(CacheMismatchError, match=r"3 of 50.*in its test split"):
         match(cache, arrays(tmp_path, **changes))
 
 
@@ -391,14 +402,18 @@ def test_the_same_ids_with_other_content_are_always_refused(cache: Cache, datase
     changes = permuted(dataset, np.arange(len(dataset)))
     changes["x"][[4, 9]] += 1
     for missing in ("error", "skip", "hard"):
-        with pytest.raises(CacheMismatchError, match="2 of 47.*e004, e009"):
+        with pytest.raises(CacheMismatchError, match=r"2 of 47.*e004, e009"):
             match(cache, arrays(tmp_path, **changes), missing=missing)
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
-    [(("bee", "ant", "cat", "dog"), "another order: class 0 is 'ant' there, 'bee' here"), (("ant", "bee", "cat", "eel"), "class 3 is 'dog' there, 'eel' here"), (("ant", "bee", "cat", "dog", "eel"), "4 classes there, 5 here")],
-)  # fmt: skip
+    [
+        (("bee", "ant", "cat", "dog"), "another order: class 0 is 'ant' there, 'bee' here"),
+        (("ant", "bee", "cat", "eel"), "class 3 is 'dog' there, 'eel' here"),
+        (("ant", "bee", "cat", "dog", "eel"), "4 classes there, 5 here"),
+    ],
+)
 def test_other_classes_are_refused(cache: Cache, tmp_path: Path, names: tuple[str, ...], said: str) -> None:
     with pytest.raises(CacheMismatchError, match=said):
         match(cache, arrays(tmp_path, classes=np.array(names)), missing="skip")
@@ -412,7 +427,7 @@ def test_other_preprocessing_is_refused(cache: Cache, dataset: Dataset, monkeypa
 
 def test_data_that_the_cache_knows_nothing_of_is_refused(cache: Cache, dataset: Dataset, tmp_path: Path) -> None:
     ids = np.array([f"other-{i}" for i in range(len(dataset))])
-    with pytest.raises(CacheMismatchError, match="none of the 47.*another dataset"):
+    with pytest.raises(CacheMismatchError, match=r"none of the 47.*another dataset"):
         match(cache, arrays(tmp_path, ids=ids), missing="skip")
 
 

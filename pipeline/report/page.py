@@ -19,6 +19,7 @@ from pipeline.report.reading import Cell, Findings
 from pipeline.report.style import Drawing
 
 PIXELS_PER_INCH = 97
+FIGURES = ("accuracy", "curves", "pareto", "reliability", "confusion", "costs")
 
 
 def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
@@ -51,7 +52,7 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str) -> s
         lstrip_blocks=True,
     )
     environment.filters["percent"] = words.percent
-    pictures = {name: _picture(drawing) for name, drawing in drawings.items()}
+    pictures = {name: _picture(drawings[name]) if name in drawings else None for name in FIGURES}
     return environment.get_template("page.html.j2").render(
         title=title,
         findings=findings,

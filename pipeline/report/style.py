@@ -76,6 +76,7 @@ def finish(name: str, figure: Figure, alternative: str) -> Drawing:
     """Render as SVG for the page and as PNG for slides. The same figure gives the same bytes."""
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # laid out by the first save; doing it again would take as long as all else
     figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
     return Drawing(name, svg.getvalue(), png.getvalue(), alternative, float(figure.get_figwidth()))
 

@@ -117,8 +117,8 @@ def _join(cache: Cache, dataset: Dataset, split: str, rows: Rows, entry_of: npt.
     if changed:
         raise CacheMismatchError(
             f"{cache.address} was made from other data: {len(changed)} of {len(rows)} {split} examples of "
-            f"{dataset.name} have the id of a cached example and other content, among them {_some(changed)}. Dump again "
-            f"(cache data {short(cache.identity['data']['digest'])}, this data {short(dataset.digest())})"
+            f"{dataset.name} have the id of a cached example and other content, among them {_some(changed)}. Dump "
+            f"again (cache data {short(cache.identity['data']['digest'])}, this data {short(dataset.digest())})"
         )
 
 

@@ -23,7 +23,7 @@ STORES = ("zarr", "parquet")
 MAX_BYTES = 256 * 1024 * 1024
 """No manifest is larger: vocabularies of a few hundred thousand names take some megabytes."""
 
-MOST_CLASSES, MOST_ENTRIES, MOST_PARTS = 2**32, 2**48, 10_000_000
+MOST_CLASSES, MOST_ENTRIES, MOST_PARTS = 2**31 - 1, 2**48, 10_000_000
 """Beyond these a manifest is taken for damaged, before memory is asked for."""
 
 T = TypeVar("T")

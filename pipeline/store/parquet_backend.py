@@ -73,6 +73,7 @@ class ParquetBackend(Backend):
         self, files: Files, part: PartRecord, out: Arrays | None = None, names: tuple[str, ...] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         names = tuple(self.specs) if names is None else names
+        self._check_room(files, part)
         result: dict[str, npt.NDArray[Any]] = {}
         for name in names:
             shape = (part.positions, *self.specs[name].shape)
@@ -87,6 +88,7 @@ class ParquetBackend(Backend):
         self, files: Files, part: PartRecord, rows: npt.NDArray[np.int64], names: tuple[str, ...] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         names = tuple(self.specs) if names is None else names
+        self._check_room(files, part)
         result = {n: np.empty((len(rows), *self.specs[n].shape), self.specs[n].dtype) for n in names}
         for first, held in self._groups(files, part, names, rows):
             count = len(held[names[0]])
@@ -95,12 +97,19 @@ class ParquetBackend(Backend):
                 result[name][here] = held[name][rows[here] - first]
         return result
 
+    def _check_room(self, files: Files, part: PartRecord) -> None:
+        """Refuse a description that asks for more memory than the file could ever fill."""
+        path = f"{self.folder}/part-{part.number:05d}.parquet"
+        size = files.check_size(path, part.files[path].size)
+        asked = part.positions * sum(spec.row_bytes for spec in self.specs.values())
+        if asked > size * 40_000:  # zstd: a run of 128 KB takes 4 bytes at the least
+            raise files.corrupt(path, f"{size:,} bytes cannot hold {part.positions:,} rows that take {asked:,}")
+
     def _groups(
         self, files: Files, part: PartRecord, names: tuple[str, ...], rows: npt.NDArray[np.int64] | None = None
     ) -> Iterator[tuple[int, dict[str, npt.NDArray[Any]]]]:
         """(first row, arrays) of each row group, or of those that hold some of ``rows``."""
         path = f"{self.folder}/part-{part.number:05d}.parquet"
-        files.check_size(path, part.files[path].size)
         try:
             with files.whole(path) as file:
                 reader = pq.ParquetFile(_seekable(file), page_checksum_verification=True)

@@ -19,7 +19,7 @@ from pipeline.errors import CacheFormatError
 CHUNK_BYTES = 256 * 1024
 """Inner chunks hold at most this much before compression, and more than half of it where the shard is that large."""
 
-ZSTD_LEVEL = 3
+ZSTD_LEVEL = 1
 
 
 @dataclass(frozen=True)

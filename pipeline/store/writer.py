@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -264,8 +263,3 @@ class CacheWriter:
                     place.unlink()
             elif not any(place.iterdir()):
                 place.rmdir()
-
-
-def concatenate(batches: list[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of several encoded batches as those of one part, in order."""
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.identity import short
+from pipeline.workspace import write_atomic
 
 
 def read_finished(out: Path, record: str, identity: str, *, overwrite: bool) -> dict[str, Any] | None:
@@ -29,6 +30,16 @@ def read_finished(out: Path, record: str, identity: str, *, overwrite: bool) -> 
     raise ConfigError(
         f"--out {out} holds {what}, this run would make {short(identity)}. Name another place, or --overwrite it"
     )
+
+
+def write_beside(out: Path, report: dict[str, Any], *, again: bool = False) -> None:
+    """``report`` as ``out``.report.json, beside ``out``: what varies from run to run stays out of what others read.
+
+    ``again``: the work was found finished; a report that is there says how it was done, and stays.
+    """
+    path = out.with_name(f"{out.name}.report.json")
+    if not (again and path.is_file()):
+        write_atomic(path, json_bytes(report))
 
 
 def json_bytes(value: Any) -> bytes:

@@ -11,15 +11,16 @@ import torch
 from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import resolve_device, use_threads
-from pipeline.errors import ConfigError
+from pipeline.errors import CacheMismatchError, ConfigError
 from pipeline.models import build_model, check_model, load_weights, state_digest
 from pipeline.sampler import Rows, blocks_of
 from pipeline.sources import CachedLabels, LabelSource, LiveTeacher, match, replay_views
+from pipeline.sources.replay import recorded_views
 from pipeline.store import Cache, open_cache
 from pipeline.training.config import DEFAULT_BLOCK, TrainConfig
 from pipeline.training.inputs import make_inputs
 from pipeline.training.task import Task, keep_labels, repeated, view_numbers, without_class
-from pipeline.views import Views, check_views, make_views
+from pipeline.views import Views, check_replay, check_views, make_views
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def prepare(config: TrainConfig) -> Prepared:
     train_views = view_numbers(config.train_views, on_hand)
     if any(train_views):
         check_views(views, dataset)
+        if cache is not None and objective.alpha and config.labels == "own":
+            _check_replay(cache, views, dataset)
     source: LabelSource | None = labels if objective.alpha else None
     teacher: dict[str, Any] | None = None
     if config.teacher is not None and objective.alpha:
@@ -135,6 +138,13 @@ def _check_cache(cache: Cache, config: TrainConfig) -> None:
             f"--temperature {config.temperature:g} was not kept by {cache.address}: it holds T = "
             f"{', '.join(f'{t:g}' for t in kept)}. Use one of those, or dump again with that one"
         )
+
+
+def _check_replay(cache: Cache, views: Views, dataset: Dataset) -> None:
+    """Raise CacheMismatchError when views made here are not the ones that the labels were given for."""
+    replay = check_replay(recorded_views(cache), views, dataset)
+    if not replay.ok:
+        raise CacheMismatchError(f"{cache.address}: {replay.summary}, or train with --labels plain")
 
 
 def _live(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[LiveTeacher, dict[str, Any]]:

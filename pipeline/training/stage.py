@@ -19,7 +19,7 @@ from pipeline.models import build_model, check_model, save_weights, state_digest
 from pipeline.progress import Progress, Silent
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Fitted, fit
-from pipeline.training.output import json_bytes, read_finished
+from pipeline.training.output import json_bytes, read_finished, write_beside
 from pipeline.training.preparation import Prepared, prepare
 from pipeline.training.recipe import OUTCOME_FREE, Recipe
 from pipeline.workspace import Workspace, write_atomic
@@ -73,7 +73,9 @@ def run(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
     identity = run_identity(config, prepared.lineage)
     found = read_finished(out, RECORD, identity, overwrite=config.overwrite)
     if found is not None:
-        return TrainReport(str(config.out), identity, found["seeds"], found["lineage"])
+        report = TrainReport(str(config.out), identity, found["seeds"], found["lineage"])
+        write_beside(out, report.as_dict(), again=True)
+        return report
     with Workspace(out, identity) as space:
         records, timings = _all_seeds(config, prepared, space.path, identity, progress)
         space.commit()
@@ -85,7 +87,7 @@ def run(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
         seconds=round(time.perf_counter() - started, 3),
         environment={**environment(prepared.task.device), "fits": timings},
     )
-    write_atomic(out.with_name(f"{out.name}.report.json"), json_bytes(report.as_dict()))
+    write_beside(out, report.as_dict())
     return report
 
 

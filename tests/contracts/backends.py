@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -86,6 +87,13 @@ class BackendContract:
         for wrong in (np.empty((8, CLASSES)), np.empty((7, CLASSES), np.float32), np.empty((CLASSES, 8), "f4").T):
             with pytest.raises(ValueError, match="out should be"):
                 cache.read_part(0, {"logits": wrong})
+
+    def test_threads_read_at_once(self, make: Callable[[Encoding], Cache]) -> None:
+        cache = make(Dense("int8"))
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(cache.read_part, cache.parts * 3))
+        for part, arrays in zip(cache.parts * 3, found, strict=True):
+            np.testing.assert_array_equal(arrays["values"], Dense("int8").encode(logits_of(part))["values"])
 
     def test_the_index_comes_back(self, make: Callable[[Encoding], Cache]) -> None:
         cache = make(Dense())

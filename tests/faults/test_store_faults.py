@@ -191,15 +191,15 @@ def test_a_link_to_another_file_is_held_to_the_digest(folder: Path, tmp_path: Pa
         open_cache(folder).read_part(0)
 
 
-def test_a_manifest_that_promises_more_than_the_files_hold(folder: Path) -> None:
-    """Ten thousand million classes are a number like any other; no memory is asked for."""
-
-    def grow(body: dict[str, Any]) -> None:
-        body.update(classes=2**32, class_names=[])
-
-    resealed(folder, grow)
-    with pytest.raises(CacheError):
-        open_cache(folder).read_part(0)
+@pytest.mark.parametrize("classes", [2**31 - 1, 2**31, 10**30])
+@pytest.mark.parametrize("store", STORES)
+def test_a_manifest_that_promises_more_than_the_files_hold(tmp_path: Path, store: str, classes: int) -> None:
+    """Two thousand million classes are a number like any other; no memory is asked for."""
+    small_cache(tmp_path, Dense(), store, FEW)
+    resealed(tmp_path, lambda body: body.update(classes=classes, class_names=[]))
+    for read in (lambda c: c.read_part(0), lambda c: c.read_rows("train", 0, np.array([1]))):
+        with pytest.raises(CacheError):
+            read(open_cache(tmp_path))
 
 
 def test_arrays_of_another_kind_than_the_manifest_says(tmp_path: Path) -> None:

@@ -105,7 +105,16 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(config: Make) -> None:
     assert states_equal(models[0], models[1]) and not states_equal(models[0], models[2])
 
 
-@pytest.mark.parametrize("options", [{"resident": "ram"}, {"resident": "device"}, {"resident_inputs": "none"}, {"resident_inputs": "ram"}, {"resident_inputs": "none", "workers": 2}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"resident": "ram"},
+        {"resident": "device"},
+        {"resident_inputs": "none"},
+        {"resident_inputs": "ram"},
+        {"resident_inputs": "none", "workers": 2},
+    ],
+)
 def test_where_labels_and_inputs_are_kept_changes_nothing(config: Make, options: dict[str, Any]) -> None:
     models = [student(), student()]
     for model, extra in zip(models, ({}, options), strict=True):

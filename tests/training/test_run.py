@@ -84,15 +84,20 @@ def test_a_finished_run_returns_at_once(config: Make, monkeypatch: pytest.Monkey
     first = run(config())
     before = contents(Path(config().out))
     monkeypatch.setattr("pipeline.training.stage.fit", lambda *a, **k: pytest.fail("trained again"))
+    beside = Path(config().out).with_name("run.report.json")
+    kept = beside.read_bytes()
     again = run(config())
+    assert beside.read_bytes() == kept
+    beside.unlink()
+    again = run(config())
+    assert json.loads(beside.read_text())["identity"] == first.identity
     assert (again.identity, again.seeds) == (first.identity, first.seeds) and "found finished" in again.summary
     assert contents(Path(config().out)) == before
     # Where and how fast is not what: these make the same run.
     run(config(threads=1, checkpoint_every=5.0, resident="ram", resident_inputs="none"))
 
 
-@pytest.mark.parametrize("stop", [1, 9, 28, 29, 40])
-@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize(("stop", "crash"), [(1, False), (28, False), (29, False), (9, True), (40, True)])
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(config: Make, tmp_path: Path, stop: int, crash: bool) -> None:
     options = config(seeds=2, student="cnn-2", checkpoint_every=1e-9, student_args=("dropout=0.2",))
     run(options)
@@ -118,7 +123,7 @@ def test_another_identity_does_not_take_up_the_scratch_of_the_first(config: Make
 
 def test_another_run_or_strangers_files_are_not_overwritten(config: Make) -> None:
     run(config(epochs=1))
-    with pytest.raises(ConfigError, match="holds the result.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"holds the result.*--overwrite"):
         run(config(epochs=2))
     report = run(config(epochs=2, overwrite=True))
     assert report.seeds[0]["epochs"] == 2
@@ -143,8 +148,9 @@ def test_the_identity_is_of_what_decides_the_outcome(config: Make, make_cache: C
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"student": "mlp-0"}, "mlp"), ({"student": "resnet"}, "resnet"), ({"data": "arrays:none.npz"}, "none.npz")]
-)  # fmt: skip
+    ("options", "said"),
+    [({"student": "mlp-0"}, "mlp"), ({"student": "resnet"}, "resnet"), ({"data": "arrays:none.npz"}, "none.npz")],
+)
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     config: Make, options: dict[str, Any], said: str
 ) -> None:

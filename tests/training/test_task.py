@@ -89,6 +89,18 @@ def test_views_come_from_the_cache_or_from_options(config: Make) -> None:
         prepare(config(transform="affine:degrees=10"))
 
 
+def test_views_that_come_out_otherwise_than_at_dump_time_are_noticed(
+    config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = make_views("affine:degrees=15", 3, seed=1)  # as if the transform's library had changed
+    monkeypatch.setattr("pipeline.training.preparation.replay_views", lambda cache, transform: changed)
+    with pytest.raises(CacheMismatchError, match=r"views replayed.*dump again"):
+        prepare(config(train_views="all"))
+    # Labels that do not depend on the view, and hard ones, do not mind.
+    prepare(config(train_views="all", labels="plain"))
+    prepare(config(train_views="all", alpha=0.0))
+
+
 def test_a_live_teacher_is_built_and_named(config: Make, shared: Path) -> None:
     prepared = prepare(config(cached=False, teacher="mlp-8", weights=shared / "teacher.safetensors"))
     assert isinstance(prepared.task.source, LiveTeacher)
