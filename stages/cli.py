@@ -41,7 +41,9 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings=SETTINGS, epilog="Options of a command: softlabels COMMAND --help")
+@click.group(
+    "softlabels", cls=LazyGroup, context_settings=SETTINGS, epilog="Options of a command: softlabels COMMAND --help"
+)
 @click.version_option(version(), "--version", prog_name="softlabels", message="%(prog)s %(version)s")
 def main() -> None:
     """Run the teacher once, keep what it said, train students from it.

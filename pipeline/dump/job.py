@@ -120,10 +120,10 @@ def _groups(dataset: Dataset, views: Views, splits: tuple[str, ...]) -> Iterator
 
 
 def _part_size(row_bytes: int, groups: tuple[Group, ...]) -> int:
-    """A power of two of entries that takes about 64 MiB, no larger than the largest group needs."""
-    wanted = max(1, TARGET_PART_BYTES // max(1, row_bytes))
+    """Entries that take at most 64 MiB, so that the parts of the largest group are about equally long."""
+    most = max(1, TARGET_PART_BYTES // max(1, row_bytes))
     largest = max(group.entries for group in groups)
-    return min(1 << (wanted.bit_length() - 1), 1 << (largest - 1).bit_length())
+    return -(-largest // -(-largest // most))
 
 
 def _feature_specs(

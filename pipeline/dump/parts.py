@@ -133,7 +133,7 @@ class _PartBuilder:
             view=view,
             seeds=np.array([self.job.views.seed_of(i, view) for i in ids], dtype=np.int64),
             labels=self.labels.astype(np.int64),
-            input_digests=[dataset.content_digest(int(row)) for row in self.rows],
+            input_digests=None if view else [dataset.content_digest(int(row)) for row in self.rows],
             split=self.part.split,
         )
         statistics = {"bound": self.bound, **self.fidelity.totals()}

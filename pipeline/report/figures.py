@@ -214,7 +214,7 @@ def curves(findings: Findings) -> Drawing | None:
                 axes.plot(epochs, lines.mean(axis=0), color=colour, lw=1.6, label=KIND_TITLES[cell.method.kind],
                           ls="-" if cell.method.kind != SOFT else (0, (5, 1.5)))  # fmt: skip
             axes.set_title(cells[0].method.setting_title, fontsize=9.5)
-            axes.set_ylim(_floor(cells), 101)
+            axes.set_ylim(_floor(cells), 100.6)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             clean(axes)

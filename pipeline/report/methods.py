@@ -52,9 +52,12 @@ class Method:
     @property
     def full_title(self) -> str:
         """The labels, for where the setting is not said beside them."""
-        suffix = {PLAIN: "", AUGMENTED: ", random views", FEW: f", {self.detail}", OMITTED: f", no “{self.detail}”"}[
-            self.setting
-        ]
+        suffix = {
+            PLAIN: "",
+            AUGMENTED: ", random views",
+            FEW: f", {self.detail} labelled",
+            OMITTED: f", no “{self.detail}”",
+        }[self.setting]
         return f"{KIND_TITLES[self.kind]}{suffix if self.kind in (HARD, SOFT) else ''}"
 
 

@@ -98,7 +98,7 @@ def tiles(findings: Findings) -> list[tuple[str, str, str]]:
         (
             f"Best student: {best.student}",
             f"{100 * metrics.spread(values)[0]:.1f}%",
-            f"{best.method.title}{spread and f' ({spread.strip()})'}; {best.parameters:,} parameters{smaller}",
+            f"{best.method.full_title}{spread and f' ({spread.strip()})'}; {best.parameters:,} parameters{smaller}",
         )
     )
     rows = {row["name"]: row for row in findings.compressed.get("rows", [])}

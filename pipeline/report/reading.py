@@ -139,7 +139,7 @@ class Findings:
     @cached_property
     def teacher_parameters(self) -> int | None:
         """The teacher's size, where its training recorded it."""
-        value = (self.teacher.get("figures") or {}).get("parameters")
+        value = self.teacher.get("parameters")
         return None if value is None else int(value)
 
     @cached_property

@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         pa.field("start", pa.int64(), nullable=False),
         pa.field("length", pa.int32(), nullable=False),
         pa.field("label", pa.int64(), nullable=False),
-        pa.field("input_digest", pa.binary(32), nullable=False),
+        pa.field("input_digest", pa.binary(32)),
     ]
 )
 
@@ -37,7 +37,8 @@ class IndexRows:
     """The entries of one part, E of them, all of one view of one split.
 
     - ``example_ids``: E names; ``seeds`` (E,): of the view; ``labels`` (E,): the hard label, -1 where there is none;
-    - ``input_digests``: E hex sha256 of the stored bytes of the example, before decoding;
+    - ``input_digests``: E hex sha256 of the stored bytes of the example, before decoding; None for random views,
+      whose examples are those of view 0 (a digest does not compress: 32 bytes for every entry would add up);
     - ``start``, ``length`` (E,): the positions of each entry in the arrays. The writer fills them in.
     """
 
@@ -46,14 +47,17 @@ class IndexRows:
     split: str
     seeds: Ints
     labels: Ints
-    input_digests: Sequence[str]
+    input_digests: Sequence[str] | None
     start: Ints | None = None
     length: Ints | None = None
 
     def __post_init__(self) -> None:
-        counts = {len(self.example_ids), len(self.seeds), len(self.labels), len(self.input_digests)}
+        columns = (self.example_ids, self.seeds, self.labels, self.input_digests)
+        counts = {len(column) for column in columns if column is not None}
         if len(counts) != 1:
             raise ValueError(f"the columns of an index should be equally long; found lengths {sorted(counts)}")
+        if (self.input_digests is None) != (self.view > 0):
+            raise ValueError(f"input digests belong to view 0, and to it alone; this is view {self.view}")
         if self.split not in SPLITS:
             raise ValueError(f"a split is one of {', '.join(SPLITS)}; found {self.split!r}")
 
@@ -73,10 +77,10 @@ def encode(part: Part, rows: IndexRows, length: int = 1) -> bytes:
             f"part {part.number} holds {part.entries} entries of {part.split}, view {part.view}; "
             f"found {len(rows)} of {rows.split}, view {rows.view}"
         )
-    digests = [bytes.fromhex(d) for d in rows.input_digests]
-    if any(len(d) != 32 for d in digests):
-        raise ValueError("an input digest should be a hex sha256")
     count = len(rows)
+    digests = [None] * count if rows.input_digests is None else [bytes.fromhex(d) for d in rows.input_digests]
+    if any(d is not None and len(d) != 32 for d in digests):
+        raise ValueError("an input digest should be a hex sha256")
     columns: list[Any] = [
         pa.array(list(rows.example_ids), pa.string()),
         pa.array([rows.split] * count, pa.string()),
@@ -104,8 +108,10 @@ def decode(files: Files, part: Part, size: int, columns: Sequence[str] | None = 
         if not reader.schema_arrow.equals(SCHEMA) or reader.metadata.num_rows != part.entries:
             raise files.corrupt(path, f"it is not the index of the {part.entries:,} entries of part {part.number}")
         table = reader.read(columns=list(columns) if columns else None, use_threads=False)
-        if table.num_rows != part.entries or any(column.null_count for column in table.columns):
-            raise files.corrupt(path, "it holds missing values")
+        for name in table.column_names:
+            nulls = 0 if name == "input_digest" else table[name].null_count
+            if len(table[name]) != part.entries or nulls:
+                raise files.corrupt(path, f"it holds missing values of {name}")
         return table
     except CacheError:
         raise
@@ -121,6 +127,7 @@ def rows_of(files: Files, part: Part, size: int) -> IndexRows:
     sound = (
         set(table["split"].to_pylist()) <= {part.split}
         and bool((table["view"].to_numpy() == part.view).all())
+        and table["input_digest"].null_count == (part.entries if part.view > 0 else 0)
         and bool((length >= 0).all())
         and int(length.sum()) == part.positions
         and int(start[0]) == part.start
@@ -135,7 +142,7 @@ def rows_of(files: Files, part: Part, size: int) -> IndexRows:
         split=part.split,
         seeds=table["seed"].to_numpy(),
         labels=table["label"].to_numpy(),
-        input_digests=[d.hex() for d in table["input_digest"].to_pylist()],
+        input_digests=None if part.view > 0 else [d.hex() for d in table["input_digest"].to_pylist()],
         start=start,
         length=length,
     )

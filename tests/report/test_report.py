@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from pipeline import evaluation, report
+from pipeline import evaluation, report, teacher
 from pipeline.errors import ConfigError
 from pipeline.evaluation import EvaluateConfig
 from pipeline.report import ReportConfig
@@ -21,6 +21,7 @@ from pipeline.report.charts import pareto_front
 from pipeline.report.methods import AUGMENTED, FEW, OMITTED, PLAIN, Method, method_of
 from pipeline.report.reading import compare, read_findings
 from pipeline.report.words import contrasts, summary
+from pipeline.teacher import FitTeacherConfig
 from tests.report.synthetic import BASE, METHODS, World, artefact, full_world
 from tests.small_pipeline import make
 
@@ -246,13 +247,22 @@ def test_what_the_stages_write_is_what_the_report_reads(tmp_path: Path) -> None:
     for run in (small.soft, small.hard):
         evaluations.append(tmp_path / "evaluations" / run.name)
         evaluation.run(EvaluateConfig(run=run, out=evaluations[-1], device="cpu"))
+    fitted = FitTeacherConfig(
+        data=small.data, teacher="mlp-4", epochs=1, views=0, out=tmp_path / "teacher", device="cpu"
+    )
+    size = teacher.run(fitted).figures["parameters"]
     made = report.run(
         ReportConfig(
-            evaluations=tuple(evaluations), runs=(small.soft, small.hard), cache=small.cache, out=tmp_path / "report"
+            evaluations=tuple(evaluations),
+            runs=(small.soft, small.hard),
+            teacher=tmp_path / "teacher",
+            cache=small.cache,
+            out=tmp_path / "report",
         )
     )
     assert {"accuracy", "curves", "reliability", "confusion", "costs"} == set(made.figures)
     text = " ".join(Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8")).text)
     identity = json.loads((small.cache / "manifest.json").read_text())["identity"]["digest"]
     assert identity in text
+    assert f"{size:,} parameters" in text
     assert "Soft labels against hard labels" in text

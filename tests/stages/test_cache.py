@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from pipeline.datasets import load_dataset
 from pipeline.dump import DumpConfig
 from pipeline.dump import run as dump
+from pipeline.models import build_model, save_weights
 from pipeline.workspace import Workspace
 from stages.cache import command, verify
 
@@ -20,11 +22,26 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(command, arguments)
 
 
+def teacher_in(folder: Path, shift: float = 0.0) -> Path:
+    """Weights of an untrained mlp-8, every one of them moved by ``shift``."""
+    import torch
+
+    torch.manual_seed(0)
+    model = build_model("mlp-8", {}, classes=10, input_shape=load_dataset("digits").input_shape).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(shift)
+    path = folder / f"teacher{shift:g}.safetensors"
+    save_weights(path, model, {})
+    return path
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("caches") / "digits"
-    dump(DumpConfig(out=out, teacher="mlp-8", views=1, transform="affine:degrees=10", splits=("train", "test")))
-    return out
+    folder = tmp_path_factory.mktemp("caches")
+    views = {"views": 1, "transform": "affine:degrees=10", "splits": ("train", "test")}
+    dump(DumpConfig(out=folder / "digits", teacher="mlp-8", weights=teacher_in(folder), **views))
+    return folder / "digits"
 
 
 @pytest.fixture
@@ -70,26 +87,11 @@ def test_verify_names_every_file_that_changed(copy: Path) -> None:
 
 
 def test_verify_with_the_teacher_that_made_it(cache: Path, tmp_path: Path) -> None:
-    import torch
-
-    from pipeline.datasets import load_dataset
-    from pipeline.models import build_model, save_weights
-
-    dataset = load_dataset("digits")
-    torch.manual_seed(0)
-    model = build_model("mlp-8", {}, classes=10, input_shape=dataset.input_shape).eval()
-    weights = tmp_path / "teacher.safetensors"
-    save_weights(weights, model, {})
-    out = tmp_path / "cache"
-    dump(DumpConfig(out=out, teacher="mlp-8", weights=weights, splits=("test",)))
-    arguments = ["verify", str(out), "--teacher", "mlp-8", "--entries", "20"]
-    result = invoke(*arguments, "--weights", str(weights), "--json")
+    arguments = ["verify", str(cache), "--teacher", "mlp-8", "--entries", "20"]
+    result = invoke(*arguments, "--weights", str(teacher_in(tmp_path)), "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["teacher"]["entries"] == 20
-    with torch.no_grad():
-        next(model.parameters()).add_(1.0)
-    save_weights(weights, model, {})
-    other = invoke(*arguments, "--weights", str(weights))
+    other = invoke(*arguments, "--weights", str(teacher_in(tmp_path, shift=1.0)))
     assert other.exit_code == 1 and "was made by teacher" in other.stderr
 
 

@@ -81,5 +81,5 @@ def test_from_teacher_to_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ran("train", *train, "--out", "runs/a")
     measured = ran("evaluate", "--run", "runs/a", "--out", "evaluations/a")
     assert 0 <= measured["metrics"]["accuracy"] <= 1
-    refused = invoke("dump", "--teacher", "mlp-16", "--out", "caches/digits")
+    refused = invoke("dump", *weights, "--out", "caches/digits")
     assert refused.exit_code == 2 and "--overwrite" in refused.stderr

@@ -131,7 +131,7 @@ def test_rows_that_do_not_fit_the_part_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="float32"):
         writer.write_part(part, {"logits": arrays["logits"].astype(np.float64)}, index, features)
     with pytest.raises(ValueError, match="5 entries of train, view 0"):
-        writer.write_part(part, arrays, replace(index, view=1), features)
+        writer.write_part(part, arrays, replace(index, view=1, input_digests=None), features)
     with pytest.raises(ValueError, match="part 2 of this layout is another"):
         writer.write_part(replace(part, start=0), arrays, index, features)
     with pytest.raises(ValueError, match=r"JSON"):
@@ -146,6 +146,9 @@ def test_an_index_of_unequal_columns_is_refused() -> None:
         IndexRows(["a"], 0, "train", np.zeros(2, np.int64), np.zeros(1, np.int64), ["00" * 32])
     with pytest.raises(ValueError, match="found 'dev'"):
         IndexRows([], 0, "dev", np.zeros(0, np.int64), np.zeros(0, np.int64), [])
+    for view, digests in ((0, None), (1, ["00" * 32])):
+        with pytest.raises(ValueError, match="view 0, and to it alone"):
+            IndexRows(["a"], view, "train", np.zeros(1, np.int64), np.zeros(1, np.int64), digests)
 
 
 def test_finalise_names_what_it_does_not_know(tmp_path: Path) -> None:
