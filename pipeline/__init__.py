@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pipeline.sampler import Order
     from pipeline.softlabels import Dense, SoftLabels, TopK
     from pipeline.sources import CachedLabels, LabelSource, LiveTeacher, Mixture, match, replay_views
-    from pipeline.store import Cache, open_cache, verify
+    from pipeline.store import Cache, open_cache
+    from pipeline.store.verify import verify
     from pipeline.views import EntryDataset, Views, input_loader, make_views
 
 _HOME = {

@@ -42,7 +42,7 @@ class Config:
 
     def _choice_problems(self) -> Iterator[str]:
         for field in dataclasses.fields(self):
-            choices = field.metadata.get("choices")
+            choices: tuple[str, ...] = field.metadata.get("choices") or ()
             value = getattr(self, field.name)
             given = value if isinstance(value, tuple) else (value,)
             for item in given if choices else ():

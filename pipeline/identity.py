@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+SPLITS = ("train", "validation", "test")
+"""The splits of a dataset, in the order in which a cache holds them."""
+
 
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with one spelling per value: sorted keys, no spaces.

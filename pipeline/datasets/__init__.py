@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.datasets.adapter import MapStyle
 from pipeline.datasets.arrays import Arrays
-from pipeline.datasets.base import FRACTIONS, SPLITS, Dataset, check_dataset, split_of
+from pipeline.datasets.base import FRACTIONS, Dataset, check_dataset, split_of
 from pipeline.datasets.digits import Digits
 from pipeline.datasets.external import HubDataset, torchvision_dataset
 from pipeline.datasets.images import Images
@@ -17,7 +17,6 @@ from pipeline.references import call, resolve
 
 __all__ = [
     "FRACTIONS",
-    "SPLITS",
     "Arrays",
     "Dataset",
     "Digits",

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.datasets.base import SPLITS, Dataset, split_index
+from pipeline.datasets.base import Dataset, split_index
 from pipeline.datasets.pictures import Pictures
 from pipeline.errors import DataError
+from pipeline.identity import SPLITS
 
 
 class MapStyle(Dataset):

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.datasets.base import SPLITS, Dataset, split_index
+from pipeline.datasets.base import Dataset, split_index
 from pipeline.errors import DataError
+from pipeline.identity import SPLITS
 
 KEYS = ("x", "y", "ids", "split", "classes")
 _LOCAL_HEADER = 30

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeline import identity
 from pipeline.errors import ConfigError, DataError
+from pipeline.identity import SPLITS
 from pipeline.progress import Progress, Silent
 
-SPLITS = ("train", "validation", "test")
 FRACTIONS = (2 / 3, 1 / 6, 1 / 6)
 """Of train, validation and test, where a source has no splits of its own."""
 

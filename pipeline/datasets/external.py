@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pipeline.datasets.adapter import MapStyle
-from pipeline.datasets.base import SPLITS, Dataset, cut_validation, split_index
+from pipeline.datasets.base import Dataset, cut_validation, split_index
 from pipeline.datasets.pictures import Pictures
 from pipeline.errors import ConfigError, DataError
+from pipeline.identity import SPLITS
 from pipeline.references import call, optional
 
 _PICTURE_OPTIONS = tuple(inspect.signature(Pictures.make).parameters)

@@ -10,9 +10,8 @@ from typing import Any
 from pipeline.configuration import REQUIRED, Config, option, parse_arguments
 from pipeline.devices import PRECISIONS
 from pipeline.errors import ConfigError
-from pipeline.identity import short
+from pipeline.identity import SPLITS, short
 from pipeline.models import parse_features
-from pipeline.store import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pipeline.devices import autocast, resolve_device, use_threads
 from pipeline.dump.config import DumpConfig
 from pipeline.encodings import Encoding
 from pipeline.errors import DataError, ModelError
-from pipeline.identity import digest
+from pipeline.identity import SPLITS, digest
 from pipeline.models import (
     FeatureTap,
     build_model,
@@ -28,7 +28,7 @@ from pipeline.models import (
     parse_features,
     state_digest,
 )
-from pipeline.store import SPLITS, FeatureSpec, Group, Layout
+from pipeline.store import FeatureSpec, Group, Layout
 from pipeline.views import Views, check_views, make_views
 
 TARGET_PART_BYTES = 64 << 20

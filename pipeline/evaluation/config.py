@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.configuration import REQUIRED, Config, option
-from pipeline.store import SPLITS
+from pipeline.identity import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)

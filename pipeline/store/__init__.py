@@ -8,7 +8,7 @@ Nothing here imports torch: a cache can be inspected, verified and read on a mac
 from __future__ import annotations
 
 from pipeline.store.index import IndexRows
-from pipeline.store.layout import SPLITS, Group, Layout, Part
+from pipeline.store.layout import Group, Layout, Part
 from pipeline.store.manifest import FORMAT, STORES, FeatureSpec, Manifest
 from pipeline.store.parts import FileRecord, PartRecord
 from pipeline.store.reader import Cache, open_cache
@@ -17,7 +17,6 @@ from pipeline.store.writer import CacheWriter
 
 __all__ = [
     "FORMAT",
-    "SPLITS",
     "STORES",
     "Cache",
     "CacheWriter",

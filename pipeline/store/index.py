@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import CacheError
+from pipeline.identity import SPLITS
 from pipeline.store.files import Files
-from pipeline.store.layout import SPLITS, Part
+from pipeline.store.layout import Part
 from pipeline.store.tables import write_table
 
 Ints = npt.NDArray[np.int64]

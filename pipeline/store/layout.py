@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-SPLITS = ("train", "validation", "test")
+from pipeline.identity import SPLITS
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from pipeline import encodings
 from pipeline.encodings import ArraySpec, Encoding
 from pipeline.errors import CacheCorruptError, CacheFormatError, EncodingError
-from pipeline.identity import digest
+from pipeline.identity import SPLITS, digest
 from pipeline.store.files import safe_name
-from pipeline.store.layout import SPLITS, Layout
+from pipeline.store.layout import Layout
 from pipeline.store.parts import FileRecord, parse_files
 
 PATH = "manifest.json"

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.datasets import SPLITS, Dataset, Digits, check_dataset, load_dataset, split_of
+from pipeline.datasets import Dataset, Digits, check_dataset, load_dataset, split_of
 from pipeline.datasets.base import cut_validation, split_index
 from pipeline.errors import ConfigError, DataError, MissingDependencyError
+from pipeline.identity import SPLITS
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store import SPLITS, Group, Layout
+from pipeline.identity import SPLITS
+from pipeline.store import Group, Layout
 from pipeline.store.shards import CHUNK_BYTES, ShardPlan, _largest_divisor
 
 COUNTS = st.dictionaries(st.sampled_from(SPLITS), st.tuples(st.integers(0, 40), st.integers(0, 4)))
