@@ -12,7 +12,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := compress,dev,dvc,fast,hf,report
+EXTRAS := compress,dev,dvc,hf,report
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -38,7 +38,7 @@ class Student:
     live_steps: int
 
 
-STUDENTS = (Student(0.005, 256, 128, 9, 16), Student(0.020, 512, 128, 5, 8), Student(0.100, 1024, 32, 5, 4))
+STUDENTS = (Student(0.005, 256, 128, 7, 16), Student(0.020, 512, 64, 5, 8), Student(0.100, 1024, 16, 5, 3))
 QUICK = (Student(0.005, 128, 4, 2, 2),)
 
 
