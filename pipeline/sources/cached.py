@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.sampler import Order, Rows, blocks_of
 from pipeline.softlabels import SoftLabels
 from pipeline.sources.matching import Matching, match
 from pipeline.sources.prefetch import Prefetch
-from pipeline.sources.windows import Buffers, PartTable, Window, batches
+from pipeline.sources.windows import Batches, Buffers, PartTable, Window
 from pipeline.store import Cache
 
 RESIDENT = ("none", "ram", "device")
@@ -76,6 +77,21 @@ class CachedStream:
         if self._device.type == "cpu":
             return soft
         return soft.map(lambda tensor: tensor.to(self._device, non_blocking=True))
+
+
+class _Decoded:
+    """Batches, decoded by whoever asks for them."""
+
+    def __init__(self, cache: Cache, found: Batches) -> None:
+        self._cache, self._found = cache, found
+        self.close = found.close
+
+    def __iter__(self) -> _Decoded:
+        return self
+
+    def __next__(self) -> Batch:
+        rows, arrays = next(self._found)
+        return rows, decoded(self._cache, arrays)
 
 
 class CachedLabels:
@@ -185,9 +201,14 @@ class CachedLabels:
             return CachedStream(((rows, find(rows)) for rows in order.epoch(epoch, start)), self.device)
         cache, matching, device = self.cache, self.matching, self.device
 
+        if device.type == "cpu":
+            # The student computes in this thread too: gathering a batch costs less than taking it over from another.
+            return CachedStream(_Decoded(cache, Batches(cache, matching, order, epoch, start, view)), device)
+
         def read() -> Iterator[Batch]:
-            for rows, arrays in batches(cache, matching, order, epoch, start, view):
-                yield rows, decoded(cache, arrays, pin=device.type == "cuda")
+            with closing(Batches(cache, matching, order, epoch, start, view)) as found:
+                for rows, arrays in found:
+                    yield rows, decoded(cache, arrays, pin=device.type == "cuda")
 
         depth = max(2, min(MOST_BATCHES_AHEAD, BYTES_AHEAD // max(1, 4 * self.classes * order.batch_size)))
         return CachedStream(Prefetch(read, depth, "softlabels-labels"), device)

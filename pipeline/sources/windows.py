@@ -2,13 +2,19 @@
 
 A window is what the sampler shuffles at a time: the parts that its blocks lie in. While the batches of one window are
 gathered, the parts of the next are read one by one, in step, so that no batch waits for a whole window and no more
-than two windows are held.
+than two windows are held. A ``Loader`` reads them in a thread of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
+import threading
+import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -66,25 +72,28 @@ class Window:
         sizes = table.sizes[self.parts]
         self.offset[self.parts] = np.cumsum(sizes) - sizes
         self.total = int(sizes.sum())
-        self.loaded = 0
+        self.loaded = self.asked = 0
         self.buffers = buffers
         self.arrays: Arrays = {}
+        self._lock = threading.Lock()
 
     def load(self, parts: int) -> None:
-        """Read until ``parts`` of this window's parts are here."""
-        while self.loaded < min(parts, len(self.parts)):
-            if not self.arrays:
-                self.arrays = self.buffers.take(self.total)
-            number = int(self.parts[self.loaded])
-            start, size = int(self.offset[number]), int(self.table.sizes[number])
-            places = {name: values[start : start + size] for name, values in self.arrays.items()}
-            self.table.cache.read_part(self.table.records[number], places)
-            self.loaded += 1
+        """Read until ``parts`` of this window's parts are here. Any thread may do so."""
+        with self._lock:
+            while self.loaded < min(parts, len(self.parts)):
+                if not self.arrays:
+                    self.arrays = self.buffers.take(self.total)
+                number = int(self.parts[self.loaded])
+                start, size = int(self.offset[number]), int(self.table.sizes[number])
+                places = {name: values[start : start + size] for name, values in self.arrays.items()}
+                self.table.cache.read_part(self.table.records[number], places)
+                self.loaded += 1
 
     def release(self) -> None:
         """Give the memory back."""
-        self.buffers.give(self.arrays)
-        self.arrays = {}
+        with self._lock:
+            self.buffers.give(self.arrays)
+            self.arrays, self.loaded = {}, len(self.parts)
 
     def slots(self, entries: Rows) -> Rows:
         """Where each entry (B,) lies in ``arrays``; entries of -1 (no labels) get slot 0, a placeholder."""
@@ -108,13 +117,74 @@ class _Stretch:
         return {name: values.take(slots, axis=0) for name, values in self.window.arrays.items()}
 
 
-def batches(
-    cache: Cache, matching: Matching, order: Order, epoch: int, start: int, view: int
-) -> Iterator[tuple[Rows, Mapping[str, npt.NDArray[Any]]]]:
-    """(dataset rows (B,), stored arrays of B positions) of each batch of one epoch, from batch ``start`` on."""
-    table = PartTable(cache, matching.split, view)
-    coming = _stretches(table, matching, order, epoch)
-    held: deque[_Stretch] = deque()
+class Loader:
+    """A thread that reads parts of windows when it is asked to, in the order of asking.
+
+    It ends when ``close`` is called and when this object is abandoned. A part that it fails to read is tried again, and
+    fails again, by whoever gathers from the window.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._asked: SimpleQueue[tuple[Window, int] | None] = SimpleQueue()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=_load, args=(self._asked, self._closed), name=name, daemon=True)
+        self._finaliser = weakref.finalize(self, _stop, self._asked, self._closed)
+        self._thread.start()
+
+    def ask(self, window: Window, parts: int) -> None:
+        """Have the first ``parts`` parts of ``window`` read, one by one."""
+        while window.asked < min(parts, len(window.parts)):
+            window.asked += 1
+            self._asked.put((window, window.asked))
+
+    def close(self) -> None:
+        """End the thread and wait for it: as long as one part takes."""
+        self._finaliser()
+        self._thread.join()
+
+
+def _load(asked: SimpleQueue[tuple[Window, int] | None], closed: threading.Event) -> None:
+    while (item := asked.get()) is not None and not closed.is_set():
+        with contextlib.suppress(Exception):
+            item[0].load(item[1])
+        del item  # no window stays here while the thread waits
+
+
+def _stop(asked: SimpleQueue[tuple[Window, int] | None], closed: threading.Event) -> None:
+    closed.set()
+    asked.put(None)
+
+
+class Batches:
+    """(dataset rows (B,), stored arrays of B positions) of each batch of one epoch, from batch ``start`` on.
+
+    The first window is being read when this has been made; batches are gathered by whoever asks for them.
+    """
+
+    def __init__(self, cache: Cache, matching: Matching, order: Order, epoch: int, start: int, view: int) -> None:
+        coming = _stretches(PartTable(cache, matching.split, view), matching, order, epoch)
+        begin = (order.rank + start * order.world) * order.batch_size
+        held = deque(itertools.islice((stretch for stretch in coming if stretch.stop > begin), 1))
+        self._loader = Loader("softlabels-labels")
+        for stretch in held:
+            self._loader.ask(stretch.window, len(stretch.window.parts))
+        self._found = _gathered(order, epoch, start, coming, held, self._loader)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> tuple[Rows, Mapping[str, npt.NDArray[Any]]]:
+        return next(self._found)
+
+    def close(self) -> None:
+        """End the thread that reads. May be called twice."""
+        self._loader.close()
+        self._found.close()
+
+
+def _gathered(
+    order: Order, epoch: int, start: int, coming: Iterator[_Stretch], held: deque[_Stretch], loader: Loader
+) -> Generator[tuple[Rows, Mapping[str, npt.NDArray[Any]]], None, None]:
     for number, rows in enumerate(order.epoch(epoch, start), start):
         first = (order.rank + number * order.world) * order.batch_size
         last = first + len(rows)
@@ -125,13 +195,13 @@ def batches(
             if following.stop > first:
                 held.append(following)
         pieces = [s.gather(max(first, s.start), min(last, s.stop)) for s in held if s.start < last]
-        yield rows, _joined(pieces)
         current = held[-1] if held[-1].start < last else held[-2]
         if current is held[-1] and (ahead := next(coming, None)) is not None:
             held.append(ahead)
         if held[-1] is not current:
             share = (last - current.start) / (current.stop - current.start)
-            held[-1].window.load(int(share * len(held[-1].window.parts)))
+            loader.ask(held[-1].window, math.ceil(share * len(held[-1].window.parts)))
+        yield rows, _joined(pieces)
 
 
 def _stretches(table: PartTable, matching: Matching, order: Order, epoch: int) -> Iterator[_Stretch]:
