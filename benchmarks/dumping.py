@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import shutil
 import statistics
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from benchmarks.measure import Row, Settings, Table, at_most, in_turn, ratio, seconds
 from benchmarks.synthetic import Points, depth_for, network
@@ -27,10 +29,12 @@ def run(settings: Settings) -> Table:
         "Dumping",
         found,
         (
-            "The dump is the whole `dump.run`: it builds and checks the teacher, digests data and weights, loads each example, "
-            "runs the teacher, encodes to float16, measures fidelity, writes, hashes and fsyncs a cache and opens it again. "
+            "The dump is the whole `dump.run`: it builds and checks the teacher, digests data and weights, loads "
+            "each example, "
+            "runs the teacher, encodes to float16, measures fidelity, writes, hashes and fsyncs a cache and opens "
+            "it again. "
             "The bare forward pass starts from batches that already lie in RAM and throws its outputs away.",
-            "A dump pays a fixed amount once, for its start and its end, shown as a share of these few seconds; real dumps are longer.",
+            "The fixed cost of a dump, its start and its end, falls on these few seconds alone; real dumps are longer.",
         ),
     )
 
@@ -41,16 +45,14 @@ def measure(settings: Settings, target: float, batches: int, rounds: int) -> lis
     data = Points(rows)
     inputs = [data.inputs(np.arange(first, first + BATCH)) for first in range(0, rows, BATCH)]
 
-    def forward(model: torch.nn.Module) -> object:
-        model.eval()
-        with torch.inference_mode():
-            return lambda: model(inputs[0])
+    def bare(model: nn.Module, over: list[Tensor]) -> Callable[[], float]:
+        def timed() -> float:
+            with torch.inference_mode():
+                return seconds(lambda: [model(batch) is None for batch in over])
 
-    def bare(over: list[torch.Tensor]) -> float:
-        with torch.inference_mode():
-            return seconds(lambda: [teacher(batch) is None for batch in over])
+        return timed
 
-    depth = depth_for(target, WIDTH, forward)  # type: ignore[arg-type]
+    depth = depth_for(target, WIDTH, lambda model: bare(model.eval(), inputs[:1]))
     teacher = network(WIDTH, depth).eval()
     number = itertools.count()
     reports: list[dump.DumpReport] = []
@@ -71,7 +73,7 @@ def measure(settings: Settings, target: float, batches: int, rounds: int) -> lis
         shutil.rmtree(out)
         return taken
 
-    times = in_turn({"dump": dumped, "bare": lambda: bare(inputs)}, rounds)
+    times = in_turn({"dump": dumped, "bare": bare(teacher, inputs)}, rounds)
     each = 1e3 * statistics.median(times["bare"]) / batches
     inside = statistics.median(report.teacher_seconds / report.seconds for report in reports)
     on = f"{batches} batches of {BATCH} x 1,000; teacher of {each:.0f} ms"

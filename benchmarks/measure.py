@@ -201,7 +201,7 @@ def document(described: Mapping[str, str], tables: Sequence[Table], command: str
         "",
         f"`{command}`, {taken:.0f} s. {about}.",
         "",
-        "A ratio is the median over rounds in which both sides ran in turn; in brackets, the middle half of the rounds.",
+        "A ratio is the median over rounds in which both sides ran in turn; in brackets, the rounds' middle half.",
         f"{sum(bool(row.met) for row in rows)} of {len(rows)} aims met.",
         "",
     ]

@@ -41,7 +41,8 @@ def run(settings: Settings) -> Table:
         "Memory",
         found,
         (
-            f"Each figure is one fresh process (VmHWM). Parts of {PART} rows, windows of 8 parts; examples are made on the fly and "
+            f"Each figure is one fresh process (VmHWM). Parts of {PART} rows, windows of 8 parts; examples are made "
+            "on the fly and "
             "inputs are not kept (`--resident-inputs none`), so that what would grow is what the pipeline holds.",
             f"Keeping all labels of the larger run decoded would take {labels:,.0f} MB.",
         ),

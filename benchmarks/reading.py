@@ -35,6 +35,8 @@ def run(settings: Settings) -> Table:
     logits.tofile(raw)
     folder = settings.scratch / "samples"
     save_samples(folder, logits[:singles])
+    del logits
+    shape = (rows, CLASSES)
     data = Points(rows)
     shuffled = np.random.default_rng(0).permutation(rows)
 
@@ -51,13 +53,12 @@ def run(settings: Settings) -> Table:
         "large": in_rows(epochs["large"]),
         "small": in_rows(epochs["small"]),
         "table": in_rows(epochs["table"]),
-        "memmap": in_rows(lambda: gather(raw, logits.shape, shuffled)),
-        "memmap, float32": in_rows(lambda: gather(raw, logits.shape, shuffled, widen=True)),
+        "memmap": in_rows(lambda: gather(raw, shape, shuffled)),
+        "memmap, float32": in_rows(lambda: gather(raw, shape, shuffled, widen=True)),
         "samples": in_samples(lambda: load_samples(folder, shuffled[shuffled < singles])),
         "stock": lambda: seconds(lambda: stock.oindex[np.sort(few)]) / len(few),
     }
     times = in_turn(contenders, rounds)
-    del logits
     on = f"{rows:,} x {CLASSES:,} float16, batches of {BATCH}"
 
     def speed(name: str) -> str:
@@ -79,10 +80,18 @@ def run(settings: Settings) -> Table:
             30,
             f"; {speed('samples')} from files",
         ),
-        Row(f"the same cache in parts of {SMALL_PART:,}, windows of 8 / memmap", on, f"{ratio(times['memmap'], times['small'])}"),
+        Row(
+            f"the same cache in parts of {SMALL_PART:,}, windows of 8 / memmap",
+            on,
+            f"{ratio(times['memmap'], times['small'])}",
+        ),
         Row("the Parquet store / memmap", on, f"{ratio(times['memmap'], times['table'])}; {speed('table')}"),
-        Row("zarr-python, `oindex` of random rows / memmap", on, f"{ratio(times['memmap'], times['stock'])}; {speed('stock')}"),
-        *cold(settings, epochs["large"], raw, (rows, CLASSES), shuffled, on),
+        Row(
+            "zarr-python, `oindex` of random rows / memmap",
+            on,
+            f"{ratio(times['memmap'], times['stock'])}; {speed('stock')}",
+        ),
+        *cold(settings, epochs["large"], raw, shape, shuffled, on),
         Row(
             "an epoch's first batch, ms after it was asked for",
             f"parts of {large.manifest.layout.part_size:,}; of {SMALL_PART:,}",
@@ -93,10 +102,12 @@ def run(settings: Settings) -> Table:
         "Shuffled reading",
         found,
         (
-            "An epoch through `CachedLabels.stream`: whole parts in random order, rows shuffled within windows of 8 parts, "
+            "An epoch through `CachedLabels.stream`: whole parts in random order, rows shuffled within windows of 8 "
+            "parts, "
             "checksums checked, decoded to float32 tensors. The memmap gather, `mmap[rows]`, takes rows anywhere and "
             "leaves them float16, unchecked.",
-            "All files were in the page cache, except where it says cold: there they were dropped from it before each round "
+            "All files were in the page cache, except where it says cold: there they were dropped from it before "
+            "each round "
             "(posix_fadvise). The disk of a virtual machine may keep a cache of its own.",
             f"Parts hold {large.manifest.layout.part_size:,} rows where nothing else is said: the default of `dump`.",
         ),
@@ -140,7 +151,7 @@ def gather(path: Path, shape: tuple[int, ...], shuffled: npt.NDArray[np.int64], 
     for first in range(0, len(shuffled), BATCH):
         batch = mapped[shuffled[first : first + BATCH]]
         if widen:
-            torch.from_numpy(batch.astype(np.float32))
+            torch.from_numpy(batch).float()
 
 
 def save_samples(folder: Path, logits: Logits) -> None:
@@ -153,10 +164,14 @@ def save_samples(folder: Path, logits: Logits) -> None:
 def load_samples(folder: Path, order: npt.NDArray[np.int64]) -> None:
     """Batches of samples out of a file each."""
     for first in range(0, len(order), BATCH):
-        torch.stack([torch.load(folder / f"{row}.pt", weights_only=True)["logits"] for row in order[first : first + BATCH]])
+        torch.stack(
+            [torch.load(folder / f"{row}.pt", weights_only=True)["logits"] for row in order[first : first + BATCH]]
+        )
 
 
-def cold(settings: Settings, epoch: Epochs, raw: Path, shape: tuple[int, ...], shuffled: npt.NDArray[np.int64], on: str) -> list[Row]:
+def cold(
+    settings: Settings, epoch: Epochs, raw: Path, shape: tuple[int, ...], shuffled: npt.NDArray[np.int64], on: str
+) -> list[Row]:
     """The same from the disk, where the system lets the page cache go."""
     files = [path for path in (settings.scratch / "large").rglob("*") if path.is_file()]
 

@@ -1,6 +1,6 @@
 """Examples, teachers and students of any size, made on the fly: what the benchmarks run on where digits are too few.
 
-Reached the way anybody's own parts are: ``--data benchmarks.synthetic:Points``, ``--teacher benchmarks.synthetic:opinion``.
+Reached as anybody's own parts are: ``--data benchmarks.synthetic:Points``, ``--teacher benchmarks.synthetic:opinion``.
 
 How the logits are made: each of C classes has a random direction in 64 dimensions. An example is the direction of its
 class plus noise of a random strength. The teacher's logit of a class is SHARPNESS times the cosine between the example
@@ -129,7 +129,9 @@ def depth_for(target: float, width: int, call: Callable[[nn.Module], Callable[[]
     return int(np.clip(round(1 + 8 * (target - shallow) / max(1e-6, deep - shallow)), 1, 200))
 
 
-def dumped(out: Path, rows: int, *, classes: int = 1000, dtype: str = "float16", store: str = "zarr", part_size: int = 0) -> Cache:
+def dumped(
+    out: Path, rows: int, *, classes: int = 1000, dtype: str = "float16", store: str = "zarr", part_size: int = 0
+) -> Cache:
     """A cache of ``rows`` synthetic distributions, dumped as anybody would."""
     dump.run(
         dump.DumpConfig(
@@ -138,7 +140,7 @@ def dumped(out: Path, rows: int, *, classes: int = 1000, dtype: str = "float16",
             teacher="benchmarks.synthetic:opinion",
             teacher_args=(f"classes={classes}",),
             out=out,
-            dtype=dtype,
+            dtype="float16",
             store=store,
             part_size=part_size,
             device="cpu",

@@ -25,7 +25,7 @@ ROW_MB = 2 * CLASSES / 1e6
 def run(settings: Settings) -> Table:
     """Megabytes of float16 labels per second, and the limit."""
     rows = settings.pick(100_000, 4_000)
-    singles = settings.pick(8_192, 512)
+    singles = settings.pick(2_048, 512)
     rounds = settings.pick(5, 2)
     cache = dumped(settings.scratch / "cache", rows)
     table = dumped(settings.scratch / "table", rows, store="parquet")
@@ -68,15 +68,19 @@ def run(settings: Settings) -> Table:
             5,
             f"; {speed('cache')} against {speed('samples')}",
         ),
-        Row("the Parquet store / a file per sample", on, f"{ratio(times['samples'], times['table'])}; {speed('table')}"),
+        Row(
+            "the Parquet store / a file per sample", on, f"{ratio(times['samples'], times['table'])}; {speed('table')}"
+        ),
         Row("each step alone, MB/s", f"one part of {part_mb:.0f} MB", f"{each}; the limit is {slowest}"),
     ]
     return Table(
         "Writing",
         found,
         (
-            "The cache starts from float32 logits: it is encoded, cut into chunks with their crc32c, hashed (sha256), written, "
-            "fsynced and journalled with its index, part by part in one thread, and finalised. The files per sample start "
+            "The cache starts from float32 logits: it is encoded, cut into chunks with their crc32c, hashed "
+            "(sha256), written, "
+            "fsynced and journalled with its index, part by part in one thread, and finalised. The files per sample "
+            "start "
             "from float16 and are left in the page cache, as torchdistill left them.",
             f"Written to {filesystem(settings.scratch)}.",
         ),

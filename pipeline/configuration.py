@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ def option(default: Any, help: str, *, choices: Sequence[str] | None = None, met
 
 
 REQUIRED = dataclasses.MISSING
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""A URL as pathlib leaves it: ``s3://bucket`` becomes ``s3:/bucket``. ``C:/folder`` is none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Config:
     """Base of the stages' configurations. Subclasses yield their own problems from ``problems``."""
 
     def __post_init__(self) -> None:
-        found = [*self._choice_problems(), *self.problems()]
+        found = [*self._choice_problems(), *self._out_problems(), *self.problems()]
         if found:
             raise ConfigError(found)
 
@@ -48,6 +51,11 @@ class Config:
             for item in given if choices else ():
                 if item is not None and item not in choices:
                     yield f"--{field.name.replace('_', '-')} should be one of {', '.join(choices)}; found {item!r}"
+
+    def _out_problems(self) -> Iterator[str]:
+        out = getattr(self, "out", None)
+        if isinstance(out, os.PathLike) and _URL.match(os.fspath(out)):
+            yield f"--out should be a local directory; found {out}. Copy the result to its URL when it is done"
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""

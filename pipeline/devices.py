@@ -22,11 +22,15 @@ def resolve_device(name: str) -> torch.device:
     mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    unknown = ConfigError(f"--device should be one of {', '.join(DEVICES)} or cuda:N; found {name!r}")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device should be one of {', '.join(DEVICES)} or cuda:N; found {name!r}") from None
-    if (device.type == "cuda" and not cuda) or (device.type == "mps" and not mps):
+        raise unknown from None
+    if device.type not in DEVICES:
+        raise unknown
+    there = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}
+    if (device.index or 0) >= there[device.type]:
         raise ConfigError(
             f"--device {name} was asked for, but this machine has none that torch can use. Try --device auto"
         )

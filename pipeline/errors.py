@@ -23,7 +23,7 @@ bug and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SoftlabelsError(Exception):
@@ -89,3 +89,22 @@ class CacheCorruptError(CacheError):
 
 class CacheMismatchError(CacheError):
     """The cache is sound but belongs to another teacher, dataset, view or encoding."""
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names, for a message.
+
+    >>> some(["a", "b"]), some(["a", "b", "c", "d"])
+    ('a, b', 'a, b, c, ...')
+    """
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line.
+
+    >>> first_line(ValueError("no such layer\\nTraceback ...")), first_line(ValueError())
+    ('no such layer', 'ValueError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

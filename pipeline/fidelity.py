@@ -13,16 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encodings import Encoding
+from pipeline.metrics import log_softmax
 from pipeline.softlabels import SoftLabels, TopK
 
 Floats = npt.NDArray[np.floating[Any]]
-
-
-def log_softmax(logits_NC: Floats, temperature: float) -> npt.NDArray[np.float64]:
-    """Log-probabilities (N, C) at a temperature, in float64."""
-    scaled = logits_NC.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    return np.asarray(scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True)))
 
 
 def stored_logprobs(soft: SoftLabels, temperature: float) -> npt.NDArray[np.float64]:

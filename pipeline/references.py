@@ -16,6 +16,19 @@ from typing import Any
 
 from pipeline.errors import ConfigError, MissingDependencyError
 
+LIBRARIES = frozenset({"arrays", "images", "torchvision", "hf", "timm"})
+"""Prefixes of references that name a file or a library's object, not people's own code."""
+
+
+def is_own_code(reference: str) -> bool:
+    """Whether a reference is a ``module:factory``.
+
+    >>> is_own_code("my_models:build"), is_own_code("timm:resnet18"), is_own_code("cnn-8")
+    (True, False, False)
+    """
+    source, colon, _ = reference.partition(":")
+    return bool(colon) and source not in LIBRARIES
+
 
 def resolve(reference: str, option_name: str) -> Any:
     """The object that ``module:name`` names; ``name`` may be dotted.

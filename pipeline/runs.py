@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from torch import nn
 from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
-from pipeline.models import build_model, load_weights
+from pipeline.models import load_model
+from pipeline.references import is_own_code
+from pipeline.transforms import BUILT_IN
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,23 @@ class Run:
     config: Mapping[str, Any]
     record: Mapping[str, Any]
     weights: Mapping[int, Path]
+    allowed: frozenset[str] = frozenset()
+
+    def reference(self, option_name: str) -> str:
+        """What the run names as its ``student``, ``data``, ``teacher`` or ``transform``; "" for nothing.
+
+        A ``module:factory`` is given back only when it is among ``allowed``, what a person typed: a run may come from
+        strangers, and a name found in a file is never imported. Raises ConfigError that says how to allow it.
+        """
+        found = str(self.config.get(option_name) or "")
+        pieces = [piece.strip() for piece in found.split("+")] if option_name == "transform" else [found]
+        for piece in pieces:
+            if is_own_code(piece) and piece.partition(":")[0] not in BUILT_IN and piece not in self.allowed:
+                raise ConfigError(
+                    f"{self.path} names its {option_name} {piece!r}, which is code outside Softlabels. Names found in "
+                    f"files are never imported: pass --allow {piece} if you have that code and trust it"
+                )
+        return found
 
     @property
     def name(self) -> str:
@@ -32,17 +51,14 @@ class Run:
 
     def build(self, dataset: Dataset, seed: int) -> nn.Module:
         """The student of one seed, in eval mode, on the CPU."""
-        return build_student(
-            str(self.config["student"]), tuple(self.config.get("student_args") or ()), self.weights[seed], dataset
-        )
+        arguments = tuple(self.config.get("student_args") or ())
+        return build_student(self.reference("student"), arguments, self.weights[seed], dataset)
 
 
 def build_student(reference: str, arguments: tuple[str, ...], weights: Path, dataset: Dataset) -> nn.Module:
     """A model with its trained weights, in eval mode, on the CPU, fit for ``dataset``. Raises ModelError otherwise."""
     parsed = parse_arguments(arguments, "--student-args")
-    model = build_model(reference, parsed, classes=len(dataset.classes), input_shape=dataset.input_shape)
-    load_weights(model, weights)
-    return model.eval()
+    return load_model(reference, parsed, weights, dataset, whose=f"student {reference}").eval()
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -63,8 +79,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
-def read_run(path: Path) -> Run:
-    """Read ``runs/<name>``. Raises ConfigError when it is no finished run."""
+def read_run(path: Path, allow: Sequence[str] = ()) -> Run:
+    """Read ``runs/<name>``; ``allow`` holds each ``module:factory`` that it may make us import.
+
+    Raises ConfigError when it is no finished run."""
     record = read_json(path / "run.json", "the record of a training run (softlabels train writes it)")
     config = record.get("config")
     if not isinstance(config, dict) or "student" not in config:
@@ -78,4 +96,4 @@ def read_run(path: Path) -> Run:
     }
     if not weights:
         raise ConfigError(f"{path} should hold seed-*/model.safetensors; found none. Train again")
-    return Run(path=path, config=config, record=record, weights=dict(sorted(weights.items())))
+    return Run(path=path, config=config, record=record, weights=dict(sorted(weights.items())), allowed=frozenset(allow))

@@ -103,7 +103,7 @@ class TopK:
         on_hand = ", ".join(f"{t:g}" for t in self.temperatures)
         raise TemperatureError(
             f"temperature {temperature:g} was not kept: these top-{self.ids.shape[1]} labels hold T = {on_hand}. "
-            f"Train at one of those, or dump again with --temperature {temperature:g}"
+            f"Use one of those, or dump again with --temperature {temperature:g}"
         )
 
     def map(self, function: Callable[[Array], Array]) -> TopK:

@@ -16,18 +16,19 @@ from torch.nn import functional
 from pipeline.configuration import REQUIRED, option, parse_arguments
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import autocast, resolve_device, use_threads
+from pipeline.errors import DataError
 from pipeline.identity import short
 from pipeline.models import build_model, check_model, logits_of, state_digest
+from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.sampler import Order, blocks_of
 from pipeline.training import Objective, Recipe, Task, fit, make_task
 from pipeline.training.config import DEFAULT_BLOCK
 from pipeline.training.inputs import LoadedInputs
-from pipeline.training.output import json_bytes, read_finished, write_beside
-from pipeline.training.stage import environment, model_metadata, run_identity, save_model
-from pipeline.training.task import keep_labels
+from pipeline.training.stage import STATE, clear_scratch, environment, model_metadata, run_identity, save_model
+from pipeline.training.task import data_lineage, keep_labels
 from pipeline.views import Views, check_views, make_views
-from pipeline.workspace import Workspace, write_atomic
+from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
 RECORD = "report.json"
 
@@ -117,27 +118,30 @@ def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeache
     task = make_teacher_task(config, dataset, views, device)
     out = Path(config.out)
     lineage = {
-        "data": dataset.digest(),
+        **data_lineage(dataset),
         "views": {"transform": views.description, "seed": views.seed, "count": views.count},
     }
     identity = run_identity(config, lineage)
+    if config.overwrite:
+        refuse_strangers(out, (RECORD, "model.safetensors", "history.json"))
     found = read_finished(out, RECORD, identity, overwrite=config.overwrite)
     if found is not None:
-        figures = {k: v for k, v in found.items() if k not in ("identity", "config", "lineage")}
-        report = FitTeacherReport(str(config.out), identity, figures)
+        report = FitTeacherReport(str(config.out), identity, _figures(found))
         write_beside(out, report.as_dict(), again=True)
         return report
     with Workspace(out, identity) as space:
-        figures = _fit_into(space.path, config, dataset, task, progress)
-        document = {"identity": identity, "config": config.as_dict(), "lineage": lineage, **figures}
-        write_atomic(space.path / RECORD, json_bytes(document))
-        for part in space.path.rglob("*.partial"):
-            part.unlink()
+        document = read_finished(space.path, RECORD, identity, overwrite=True)
+        if document is None:
+            figures = _fit_into(space.path, config, dataset, task, progress)
+            document = {"identity": identity, "config": config.as_dict(), "lineage": lineage, **figures}
+            write_atomic(space.path / RECORD, json_bytes(document))
+        # Only now: a kill before the record is there must not send the teacher back to its first step.
+        clear_scratch(space.path)
         space.commit()
     report = FitTeacherReport(
         out=str(config.out),
         identity=identity,
-        figures=figures,
+        figures=_figures(document),
         seconds=round(time.perf_counter() - started, 3),
         environment=environment(device),
     )
@@ -150,6 +154,8 @@ def make_teacher_task(config: FitTeacherConfig, dataset: Dataset, views: Views, 
     rows = dataset.rows("train")
     labels = keep_labels(dataset, rows, 1.0)
     rows = rows[labels[rows] >= 0]
+    if not len(rows):
+        raise DataError(f"{dataset.name} should have labelled examples in its train split; found none")
     blocks = blocks_of(rows, np.arange(len(rows)) // DEFAULT_BLOCK)
     return make_task(dataset, views, blocks, labels, config, device, train_views=tuple(range(views.count)), source=None)
 
@@ -185,9 +191,9 @@ def _fit_into(
     classes = len(dataset.classes)
     model = build_model(config.teacher, arguments, classes=classes, input_shape=dataset.input_shape)
     check_model(model, classes=classes, example_input=dataset.prepare(dataset.load(0))[None])
-    state = folder / "state.safetensors"
+    description = Path(config.out).name
     fitted = fit(
-        model, task, config, seed=config.seed, state=state, progress=progress, description=Path(config.out).name
+        model, task, config, seed=config.seed, state=folder / STATE, progress=progress, description=description
     )
     figures = {
         **measure(model, dataset, "validation", config, task.device),
@@ -199,5 +205,8 @@ def _fit_into(
         "state": state_digest(model),
     }
     save_model(folder, model, model_metadata(config.teacher, arguments, dataset), fitted)
-    state.unlink(missing_ok=True)
     return figures
+
+
+def _figures(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("identity", "config", "lineage")}

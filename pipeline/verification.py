@@ -19,14 +19,14 @@ from pipeline.configuration import REQUIRED, Config, option, parse_arguments
 from pipeline.datasets import load_dataset
 from pipeline.devices import autocast, resolve_device
 from pipeline.errors import CacheMismatchError
-from pipeline.fidelity import log_softmax
 from pipeline.identity import short
-from pipeline.models import build_model, check_model, frozen, load_weights, logits_of, state_digest
+from pipeline.metrics import log_softmax
+from pipeline.models import check_model, frozen, load_model, logits_of, state_digest
 from pipeline.progress import Progress, Silent
 from pipeline.softlabels import SoftLabels, TopK
 from pipeline.sources import match, replay_views
 from pipeline.store import open_cache
-from pipeline.views import EntryDataset
+from pipeline.views import load_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class VerifyConfig(Config):
             yield f"--entries and --batch-size should be at least 1; found {self.entries} and {self.batch_size}"
         if self.tolerance < 0:
             yield f"--tolerance should be 0 or more; found {self.tolerance}"
+        if self.seed < 0:
+            yield f"--seed should be 0 or more; found {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,10 @@ def verify_with_teacher(config: VerifyConfig, progress: Progress | None = None) 
     cache = open_cache(config.cache)
     dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
     arguments = parse_arguments(config.teacher_args, "--teacher-args")
-    teacher = build_model(config.teacher, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
-    if config.weights is not None:
-        load_weights(teacher, config.weights)
-    teacher = frozen(teacher).to(device)
-    check_model(teacher, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None].to(device))
+    whose = f"teacher {config.teacher}"
+    teacher = frozen(load_model(config.teacher, arguments, config.weights, dataset, whose=whose)).to(device)
+    example = dataset.prepare(dataset.load(0))[None].to(device)
+    check_model(teacher, classes=len(dataset.classes), example_input=example, whose=whose)
     made_by, found = cache.identity["teacher"]["state"], state_digest(teacher)
     if made_by != found:
         raise CacheMismatchError(
@@ -106,30 +107,35 @@ def verify_with_teacher(config: VerifyConfig, progress: Progress | None = None) 
             f"with, or dump again"
         )
     views = replay_views(cache, config.transform)
-    source = EntryDataset(dataset, views)
     random = np.random.default_rng(config.seed)
     groups = [(split, view) for split in cache.splits() for view in cache.views(split)]
     ends = np.cumsum([cache.examples(split) for split, _ in groups])
     drawn = np.sort(random.choice(int(ends[-1]), size=min(config.entries, int(ends[-1])), replace=False))
+    matchings = {split: match(cache, dataset, split, missing="skip") for split in cache.splits()}
     largest, worst, compared = -1.0, "", 0
     precision = str(cache.identity["teacher"].get("precision", "float32"))
     with progress.bar("verify", len(drawn), "entries") as bar:
         for (split, view), end in zip(groups, ends, strict=True):
             here = drawn[(drawn >= end - cache.examples(split)) & (drawn < end)] - (end - cache.examples(split))
-            matching = match(cache, dataset, split, missing="skip")
+            matching = matchings[split]
             chosen = matching.rows[np.isin(matching.entry_of[matching.rows], here)]
             for first in range(0, len(chosen), config.batch_size):
                 rows = chosen[first : first + config.batch_size]
                 stored = cache.decode(cache.read_rows(split, view, matching.entries(rows)))
-                inputs = torch.stack([source[(int(row), view)] for row in rows]).to(device)
+                inputs = load_inputs(dataset, views, [(int(row), view) for row in rows]).to(device)
                 with torch.inference_mode(), autocast(device, precision):
                     logits = logits_of(teacher(inputs)).float().cpu().numpy()
-                difference = differences(logits, stored)
+                difference = np.nan_to_num(differences(logits, stored), nan=np.inf, posinf=np.inf)
                 at = int(difference.argmax())
                 if difference[at] > largest:
                     largest, worst = float(difference[at]), f"{dataset.ids[int(rows[at])]}, view {view}"
                 compared += len(rows)
                 bar.update(len(rows))
+    if not compared:
+        raise CacheMismatchError(
+            f"none of the {len(drawn)} entries that were drawn from {config.cache} is in {dataset.name}: nothing was "
+            f"compared. Raise --entries, or pass the data it was made from"
+        )
     unit = "probability" if cache.encoding.temperatures else "centred logit"
     return TeacherReport(compared, largest, cache.manifest.bound, config.tolerance, unit, worst)
 

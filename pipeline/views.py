@@ -184,17 +184,25 @@ class EntryDataset(torch.utils.data.Dataset[Tensor]):
 
 
 def input_loader(
-    dataset: Dataset, views: Views, batches: Iterable[Sequence[Entry]], workers: int = 0, pin_memory: bool = False
+    dataset: Dataset,
+    views: Views,
+    batches: Iterable[Sequence[Entry]],
+    workers: int = 0,
+    *,
+    pin_memory: bool = False,
+    persistent: bool = False,
 ) -> torch.utils.data.DataLoader[Tensor]:
     """A DataLoader of model inputs (B, ...), one batch for each sequence of entries, in their order.
 
-    It draws nothing from the global generators: a model's dropout is the same with any number of workers.
+    It draws nothing from the global generators: a model's dropout is the same with any number of workers. With
+    ``persistent`` the workers wait for the next pass over ``batches``, which may be other ones then.
     """
     return torch.utils.data.DataLoader(
         EntryDataset(dataset, views),
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pin_memory,
+        persistent_workers=persistent and workers > 0,
         generator=torch.Generator(),
         collate_fn=torch.stack,
     )

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from pipeline.errors import CacheCorruptError, ConfigError
-from pipeline.workspace import leftovers
+from pipeline.errors import CacheCorruptError, CacheMismatchError, ConfigError
+from pipeline.workspace import MARK, leftovers
 from stages.options import SETTINGS, Command
 from stages.progress import TerminalProgress
 
@@ -24,7 +24,9 @@ def command() -> None:  # the verbs below are all there is to it
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output")
 
 
-@command.command("inspect", cls=Command, context_settings=SETTINGS)
+@command.command(
+    "inspect", cls=Command, context_settings=SETTINGS, short_help="What a cache is: teacher, data, views, encoding."
+)
 @click.argument("cache")
 @as_json_option
 def inspect(cache: str, as_json: bool) -> None:
@@ -51,11 +53,15 @@ def describe(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "classes", f"{found['classes']:,}: {names}{', ...' if len(found['class_names']) > 12 else ''}"
     for split, number in counts["splits"].items():
         yield split, f"{number['examples']:,} examples, {_plural(number['views'], 'view')}"
-    yield "views", f"{views['transform'] or 'plain only'}, seed {views['seed']}"
+    yield "views", f"{views['transform']}, seed {views['seed']}" if views["count"] > 1 else "plain only"
     yield "entries", f"{counts['entries']:,} in {_plural(counts['parts'], 'part')} of up to {identity['part_size']:,}"
-    yield "encoding", ", ".join(f"{key} {_short(value)}" for key, value in found["encoding"].items())
+    options = (f"{key} {_short(value)}" for key, value in found["encoding"].items() if key != "name")
+    yield "encoding", ", ".join([found["encoding"]["name"], *options])
     yield "bound", _bound(found)
-    for name, value in found["fidelity"].items():
+    fidelity = dict(found["fidelity"])
+    for temperature, kl in fidelity.pop("kl", {}).items():
+        yield f"kl at T = {temperature}", _short(kl)
+    for name, value in fidelity.items():
         yield name.replace("_", " "), _short(value)
     for name, feature in found["features"].items():
         yield f"feature {name}", f"{identity['features'][name]}: {tuple(feature['shape'])} {feature['dtype']}"
@@ -91,25 +97,30 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-@command.command("verify", cls=Command, context_settings=SETTINGS)
+@command.command(
+    "verify", cls=Command, context_settings=SETTINGS, short_help="Check every byte, and ask the teacher again."
+)
 @click.argument("cache")
 @click.option("--teacher", help="Also ask this model again about some entries, and hold the cache to its bound")
 @click.option("--teacher-args", multiple=True, help="key=value arguments for the teacher's factory (may be repeated)")
 @click.option("--weights", type=click.Path(path_type=Path), help="The teacher's weights")
-@click.option("--data", help="The dataset that the cache was made from")
+@click.option("--data", help="The dataset that the cache was made from  [default: digits]")
 @click.option("--data-args", multiple=True, help="key=value arguments for the dataset (may be repeated)")
 @click.option("--transform", help="The random view, when the cache was made with a module:factory")
-@click.option("--entries", type=int, help="Entries to recompute, drawn at random over splits and views")
-@click.option("--seed", type=int, help="Seed of the draw")
-@click.option("--tolerance", type=float, help="Added to the declared bound for another device, batch or precision")
-@click.option("--batch-size", type=int, help="Entries per forward pass")
-@click.option("--device", help="auto, cpu, cuda, cuda:N, mps")
+@click.option("--entries", type=int, help="Entries to recompute, drawn at random over splits and views  [default: 256]")
+@click.option("--seed", type=int, help="Seed of the draw  [default: 0]")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Added to the declared bound for another device, batch or precision  [default: 0.001]",
+)
+@click.option("--batch-size", type=int, help="Entries per forward pass  [default: 64]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N, mps  [default: auto]")
 @as_json_option
 def verify(cache: str, as_json: bool, teacher: str | None, **asked: Any) -> None:
     """Check every byte of a cache: digests, chunks, index, values. CACHE is a directory or a URL.
 
-    With --teacher, its answers are recomputed too. The other options are about that; their defaults are those of
-    pipeline.verification.VerifyConfig.
+    With --teacher, its answers are recomputed too. The other options are about that.
     """
     from pipeline.store import open_cache
     from pipeline.store import verify as verify_bytes
@@ -117,7 +128,8 @@ def verify(cache: str, as_json: bool, teacher: str | None, **asked: Any) -> None
     given = {name: value for name, value in asked.items() if value not in (None, ())}
     if teacher is None and given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(f"{names} needs --teacher: without one, only the bytes are checked")
+        need = "needs" if len(given) == 1 else "need"
+        raise ConfigError(f"{names} {need} --teacher: without one, only the bytes are checked")
     report = verify_bytes(open_cache(cache), TerminalProgress())
     results: dict[str, Any] = {"bytes": report.as_dict()}
     summaries, failures = [report.summary], [f"{problem.path}: {problem.message}" for problem in report.problems]
@@ -132,12 +144,16 @@ def verify(cache: str, as_json: bool, teacher: str | None, **asked: Any) -> None
         click.echo(json.dumps({"ok": not failures, **results}, indent=2, ensure_ascii=False))
     elif not failures:
         click.echo("\n".join(summaries))
+    if failures and report.ok:
+        raise CacheMismatchError(f"{cache} does not hold what the teacher says on this device: {failures[0]}")
     if failures:
         listed = "\n".join(f"  {failure}" for failure in failures)
         raise CacheCorruptError(f"{cache} is not what was committed. Fetch it again, or dump again:\n{listed}")
 
 
-@command.command("gc", cls=Command, context_settings=SETTINGS)
+@command.command(
+    "gc", cls=Command, context_settings=SETTINGS, short_help="List or remove what killed runs left behind."
+)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("."))
 @click.option("--yes", is_flag=True, help="Remove what is listed")
 @as_json_option
@@ -152,7 +168,7 @@ def gc(folder: Path, yes: bool, as_json: bool) -> None:
         if yes:
             # While ``leftovers`` stands here it holds the lock: nobody can start to resume from this.
             _remove(path)
-        if not path.name.endswith("lock"):
+        if not path.name.endswith((f"{MARK}lock", f"{MARK}holder")):
             found.append({"path": str(path), "bytes": size})
             if not as_json:
                 click.echo(f"{path}  {size:,} bytes{'  removed' if yes else ''}")

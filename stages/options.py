@@ -9,8 +9,10 @@ Exit status: 0 done, 1 the work failed with a named error, 2 wrong usage, 130 in
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import importlib.metadata
+import inspect
 import json
 import types
 import typing
@@ -27,6 +29,12 @@ from stages.parameters import fill, read_params
 from stages.progress import TerminalProgress
 
 INTERRUPTED = 130
+_OUTSIDE = frozenset(
+    getattr(errno, name)
+    for name in ("EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+    if hasattr(errno, name)
+)
+"""What the system says of a full disk, a read-only folder and the like: no bug, so no traceback."""
 
 
 class Report(Protocol):
@@ -57,11 +65,16 @@ class Failure(click.ClickException):
 
 @contextmanager
 def named_errors(context: click.Context | None = None) -> Iterator[None]:
-    """Turn SoftlabelsError and Ctrl-C into an exit status and a line; let bugs through."""
+    """Turn SoftlabelsError, a full or read-only disk, and Ctrl-C into an exit status and a line; let bugs through."""
     try:
         yield
     except SoftlabelsError as error:
         raise Failure(error, context) from error
+    except OSError as error:
+        if error.errno not in _OUTSIDE or error.filename is None:
+            raise
+        what = f"{error.filename}: {error.strerror}. Put that right and run the same command again"
+        raise Failure(SoftlabelsError(what)) from error
     except KeyboardInterrupt:
         click.echo("\ninterrupted; run the same command again to resume", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
@@ -118,9 +131,11 @@ def option_type(annotation: Any) -> tuple[Any, bool]:
 
 
 def options_of(config: type[Config]) -> list[click.Option]:
-    """The click options of a configuration class, in the order of its fields."""
+    """The click options of a configuration class: its own fields first, then those it shares with others."""
     hints = typing.get_type_hints(config)
-    return [_option(field, hints[field.name]) for field in dataclasses.fields(config)]
+    own = inspect.get_annotations(config)
+    fields = sorted(dataclasses.fields(config), key=lambda field: field.name not in own)
+    return [_option(field, hints[field.name]) for field in fields]
 
 
 def _option(field: dataclasses.Field[Any], annotation: Any) -> click.Option:
@@ -166,7 +181,7 @@ def options_from(config: type[Config]) -> Callable[[Callable[[Any, bool], None]]
     options = [*options_of(config), params_option()]
     if _many_paths(config):
         options.append(each_option())
-    options.append(click.Option(["--json"], is_flag=True, help="Print the whole report as JSON on standard output"))
+    options.append(click.Option(["--json"], is_flag=True, help="print the whole report as JSON on standard output"))
 
     def decorate(function: Callable[[Any, bool], None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -184,7 +199,7 @@ def settings_from(config: type[Config], values: Mapping[str, Any]) -> Config:
     """The configuration that parsed options stand for. Raises ConfigError with all of its problems."""
     fields = {field.name: values[field.name] for field in dataclasses.fields(config)}
     if values.get("each") is not None:
-        lists = read_params(values["each"])
+        lists = read_params(values["each"], "--each")
         fields |= {name: fill(fields[name], lists) for name in _many_paths(config)}
     return config(**fields)
 
@@ -202,7 +217,7 @@ def params_option() -> click.Option:
         expose_value=False,
         callback=_load_params,
         metavar="FILE[:SECTION]",
-        help="Options from a section of a YAML or JSON file; the command line wins (may be repeated)",
+        help="options from a section of a YAML or JSON file; the command line wins (may be repeated)",
     )
 
 
@@ -211,7 +226,7 @@ def each_option() -> click.Option:
     return click.Option(
         ["--each"],
         metavar="FILE[:SECTION]",
-        help="Fill {name} in paths with each value of the list, or key of the section, of that name in this file",
+        help="fill {name} in paths with each value of the list, or key of the section, of that name in this file",
     )
 
 

@@ -17,37 +17,37 @@ from typing import Any
 from pipeline.errors import ConfigError
 
 
-def read_params(text: str) -> dict[str, Any]:
+def read_params(text: str, option: str = "--params") -> dict[str, Any]:
     """The options in one section of a YAML or JSON file: ``params.yaml:train``, ``params.yaml:methods.soft``.
 
-    Without a section, the whole file. Raises ConfigError when the file or the section is not there.
+    Without a section, the whole file. Raises ConfigError, naming ``option``, when the file or section is not there.
     """
     name, _, section = text.partition(":")
     try:
         content = Path(name).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--params should name a file that can be read; {name}: {error.strerror}") from None
-    values = _parse(name, content)
+        raise ConfigError(f"{option} should name a file that can be read; {name}: {error.strerror}") from None
+    values = _parse(name, content, option)
     walked: list[str] = []
     for key in section.split(".") if section else []:
         if not isinstance(values, Mapping) or key not in values:
             place = f"{name}:{'.'.join(walked)}".rstrip(":")
             there = ", ".join(map(str, values)) if isinstance(values, Mapping) else "no sections"
-            raise ConfigError(f"--params {text}: there is no {key!r} in {place}, which holds {there}")
+            raise ConfigError(f"{option} {text}: there is no {key!r} in {place}, which holds {there}")
         values = values[key]
         walked.append(key)
     if not isinstance(values, Mapping):
-        raise ConfigError(f"--params {text} should name a section of options; found {values!r}")
+        raise ConfigError(f"{option} {text} should name a section of options; found {values!r}")
     return {str(key).replace("-", "_"): value for key, value in values.items() if value is not None}
 
 
-def _parse(name: str, content: str) -> Any:
+def _parse(name: str, content: str, option: str) -> Any:
     import yaml
 
     try:
         return json.loads(content) if name.endswith(".json") else yaml.safe_load(content)
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--params: {name} is neither YAML nor JSON: {error}") from None
+        raise ConfigError(f"{option}: {name} is neither YAML nor JSON: {error}") from None
 
 
 def fill(paths: Sequence[Path], values: Mapping[str, Any]) -> tuple[Path, ...]:

@@ -189,7 +189,22 @@ def test_a_folder_that_is_no_cache_is_left_alone(options: dict[str, Any]):
     (options["out"] / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="not a finished cache"):
         dump.run(DumpConfig(**options))
+    with pytest.raises(ConfigError, match=r"holds thesis\.tex"):
+        dump.run(DumpConfig(**{**options, "overwrite": True}))
     assert (options["out"] / "thesis.tex").exists()
+
+
+def test_a_file_in_the_place_of_the_cache_is_named(options: dict[str, Any]):
+    options["out"].touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        dump.run(DumpConfig(**options))
+
+
+@pytest.mark.parametrize(("name", "value"), [("k", 3), ("temperature", (2.0,))])
+def test_options_of_topk_are_refused_where_they_would_do_nothing(options: dict[str, Any], name: str, value: Any):
+    with pytest.raises(ConfigError, match=f"--{name} is of --encoding topk"):
+        DumpConfig(**{**options, name: value})
+    assert DumpConfig(**{**options, name: value, "encoding": "topk"})
 
 
 def test_a_second_dump_into_one_output_is_refused(options: dict[str, Any]):
@@ -207,7 +222,7 @@ class Rowwise(nn.Module):
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], model: nn.Module, **changes: Any) -> None:
-    monkeypatch.setattr(job, "build_model", lambda *_, **__: model)
+    monkeypatch.setattr(job, "load_model", lambda *_, **__: model)
     dump.run(DumpConfig(**{**options, "teacher": "own:model", "weights": None, **changes}))
 
 
@@ -267,7 +282,7 @@ def test_a_split_that_is_empty_is_an_error(options: dict[str, Any], tmp_path: Pa
 def test_all_problems_come_together():
     with pytest.raises(ConfigError) as caught:
         DumpConfig(out=Path("s3://bucket/x"), views=-1, batch_size=0, features=("a b=c",), encoding="dens")  # type: ignore[arg-type]
-    assert len(caught.value.problems) == 6
+    assert len(caught.value.problems) == 7
     assert "random weights" in str(caught.value)
     assert "--features" in str(caught.value)
 
@@ -283,3 +298,85 @@ def test_features_are_stored_beside_the_logits(options: dict[str, Any]):
 def test_an_unknown_feature_lists_the_modules(options: dict[str, Any]):
     with pytest.raises(ConfigError, match="hidden"):
         dump.run(DumpConfig(**{**options, "features": ("hint=layer9",)}))
+
+
+def test_a_kill_while_the_journal_goes_leaves_none_of_it(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dump.run(DumpConfig(**{**options, "out": tmp_path / "whole"}))
+
+    def killed(journal: Path, **_: Any) -> None:
+        next(journal.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipeline.store.writer.shutil.rmtree", killed)
+        dump.run(DumpConfig(**options))
+    (scratch,) = tmp_path.glob(".cache.softlabels-*/journal")
+    assert any(scratch.iterdir())
+    assert dump.run(DumpConfig(**options)).teacher_seconds == 0
+    assert tree(options["out"]) == tree(tmp_path / "whole")
+
+
+def test_an_entry_that_cannot_be_kept_stops_the_teacher_soon(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        time.sleep(0.02)  # longer than the writer takes to notice
+        return torch.full((len(x), 3), float("nan")) if len(calls) == 4 else x.flatten(1)[:, :3]
+
+    with pytest.raises(EncodingError, match="example"):
+        run_with(monkeypatch, options, Rowwise(function), batch_size=1)
+    assert len(calls) < 100, "of 141 entries"
+
+
+def test_large_features_do_not_pile_up(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parts, "WAITING_BYTES", 4 * (3 * 4 + 8 * 2))
+    add, waiting, most = parts._PartBuilder.add, [0], [0]
+    original = parts.forward
+
+    def forward(*arguments: Any) -> Any:
+        waiting[0] += 1
+        most[0] = max(most[0], waiting[0])
+        return original(*arguments)
+
+    def slow(self: Any, *arguments: Any) -> None:
+        time.sleep(0.01)
+        add(self, *arguments)
+        waiting[0] -= 1
+
+    monkeypatch.setattr(parts, "forward", forward)
+    monkeypatch.setattr(parts._PartBuilder, "add", slow)
+    dump.run(DumpConfig(**{**options, "features": ("hint=hidden",), "batch_size": 1, "views": 0, "transform": None}))
+    assert most[0] <= 8, "four batches that wait, and those in hand"
+
+
+def test_splits_are_a_set(options: dict[str, Any]):
+    dump.run(DumpConfig(**{**options, "splits": ("test", "train")}))
+    assert dump.run(DumpConfig(**{**options, "splits": ("train", "test", "train")})).resumed > 0
+
+
+def test_no_example_is_read_twice_for_its_digest(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    read: list[int] = []
+    monkeypatch.setattr("pipeline.datasets.Arrays.read", lambda self, row: read.append(row) or bytes([row]))
+    dump.run(DumpConfig(**options))
+    assert sorted(read) == list(range(61))
+    assert open_cache(options["out"]).input_digests("test")[0] == hashlib.sha256(bytes([50])).hexdigest()
+
+
+def test_a_report_that_is_gone_is_written_again(options: dict[str, Any]):
+    dump.run(DumpConfig(**options))
+    beside = options["out"].with_name("cache.report.json")
+    kept = beside.read_bytes()
+    dump.run(DumpConfig(**options))
+    assert beside.read_bytes() == kept
+    beside.unlink()
+    dump.run(DumpConfig(**options))
+    assert beside.is_file()
+
+
+def test_arguments_that_cannot_be_parsed_are_one_problem_of_several():
+    with pytest.raises(ConfigError) as caught:
+        DumpConfig(out=Path("x"), teacher_args=("width",), encoding="topk", k=0, workers=-1)
+    assert [p.partition(" ")[0] for p in caught.value.problems] == ["--teacher-args", "--workers", "--k"]

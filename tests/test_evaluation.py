@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def test_weights_of_another_model_are_refused(small: SmallPipeline, tmp_path: Pa
     [
         ({"run": None}, "--run"),
         ({"run": None, "weights": Path("w")}, "--student and --data"),
+        ({"student": "mlp-4"}, "with --run, the students are those of the run"),
         ({"bins": 0}, "--bins"),
         ({"split": "dev"}, "--split"),
         ({"temperature": 0.0}, "--temperature"),
@@ -147,3 +149,62 @@ def test_wrong_options(change: dict[str, Any], message: str, tmp_path: Path) -> 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.json"):
         evaluation.run(EvaluateConfig(run=tmp_path, out=tmp_path / "out"))
+
+
+def test_a_validation_split_without_labels_is_left_out(small: SmallPipeline, tmp_path: Path) -> None:
+    archive = dict(np.load(small.data.removeprefix("arrays:")))
+    archive["y"] = np.where(archive["split"] == "validation", -1, archive["y"])
+    np.savez(tmp_path / "some.npz", **archive)
+    report = evaluate(small, tmp_path / "out", data=f"arrays:{tmp_path / 'some.npz'}")
+    assert "validation_accuracy" not in report.metrics and report.details["examples"] == COUNTS["test"]
+
+
+def test_a_dataset_without_the_split_is_refused(small: SmallPipeline, tmp_path: Path) -> None:
+    archive = {k: v for k, v in np.load(small.data.removeprefix("arrays:")).items()}
+    train = archive["split"] == "train"
+    np.savez(tmp_path / "train.npz", **{k: v[train] if len(v) == len(train) else v for k, v in archive.items()})
+    with pytest.raises(DataError, match="in its test split; found none"):
+        evaluate(small, tmp_path / "out", data=f"arrays:{tmp_path / 'train.npz'}", cache="none")
+
+
+def test_students_of_classes_in_another_order_are_refused(small: SmallPipeline, tmp_path: Path) -> None:
+    archive = dict(np.load(small.data.removeprefix("arrays:")))
+    archive["classes"] = archive["classes"][::-1]
+    np.savez(tmp_path / "turned.npz", **archive)
+    with pytest.raises(ModelError, match="in another order"):
+        evaluate(small, tmp_path / "out", data=f"arrays:{tmp_path / 'turned.npz'}", cache="none")
+
+
+def test_a_folder_of_other_files_is_not_replaced(small: SmallPipeline, tmp_path: Path) -> None:
+    evaluate(small, tmp_path / "out")
+    evaluate(small, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"holds notes\.txt"):
+        evaluate(small, tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_code_that_a_run_names_is_imported_only_when_allowed(
+    small: SmallPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may come from strangers: what its record names must not run by itself."""
+    (tmp_path / "stranger.py").write_text(
+        "import pathlib\n"
+        "from pipeline.models import build_model\n"
+        "pathlib.Path('ran').touch()\n"
+        "def build(classes, input_shape): return build_model('cnn-2', classes=classes, input_shape=input_shape)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    shutil.copytree(small.soft, run)
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["student"] = "stranger:build"
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="--allow stranger:build"):
+        evaluate(small, tmp_path / "out", run=run)
+    assert not (tmp_path / "ran").exists()
+    assert evaluate(small, tmp_path / "out", run=run, allow=("stranger:build",)).metrics["accuracy"] > 0
+    record["config"] |= {"student": "cnn-2", "data": "stranger:build"}
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="names its data 'stranger:build'"):
+        evaluate(small, tmp_path / "out", run=run)

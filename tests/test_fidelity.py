@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline import encodings
-from pipeline.fidelity import Fidelity, kl_divergence, log_softmax, stored_logprobs, summarise
+from pipeline.fidelity import Fidelity, kl_divergence, stored_logprobs, summarise
+from pipeline.metrics import log_softmax
 from pipeline.verification import differences
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (50, 12)).astype(np.float32)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "softlabels", "identity", "configuration", "progress", "sampler", "workspace", "references"),
+    ("errors", "softlabels", "identity", "configuration", "progress", "sampler", "workspace", "outputs", "references"),
     ("encodings", "metrics"),
     ("store", "fidelity"),
     ("datasets", "views", "models", "losses", "devices", "transforms"),

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from pipeline.datasets import load_dataset
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.models import build_model, load_weights, read_metadata
 from pipeline.teacher import FitTeacherConfig, run
+from pipeline.workspace import Workspace
 
 
 def options(out: Path, **changes: object) -> FitTeacherConfig:
@@ -66,8 +67,39 @@ def test_a_finished_teacher_returns_at_once_and_is_not_overwritten(
         run(options(fitted, seed=1))
 
 
+def test_a_train_split_without_labels_is_named(tmp_path: Path) -> None:
+    x, split = np.zeros((3, 1, 8, 8), np.float32), np.array(["test", "test", "validation"])
+    np.savez(tmp_path / "held.npz", x=x, y=np.array([0, 1, 1]), split=split)
+    with pytest.raises(DataError, match="labelled examples in its train split"):
+        run(options(tmp_path / "t", data=f"arrays:{tmp_path / 'held.npz'}"))
+
+
+def test_overwriting_spares_what_no_teacher_stage_wrote(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ConfigError, match=r"holds mine\.txt"):
+        run(options(tmp_path, overwrite=True))
+    assert (tmp_path / "mine.txt").exists()
+
+
 def test_plain_examples_and_wrong_options(tmp_path: Path) -> None:
     report = run(options(tmp_path / "plain", teacher="mlp-4", epochs=1, views=0))
     assert report.figures["steps"] > 0
     with pytest.raises(ConfigError, match="--views should be 0 or more"):
         options(tmp_path, views=-1)
+
+
+def test_a_kill_after_the_record_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = options(tmp_path / "t", teacher="mlp-4", epochs=1, views=0)
+
+    def killed(_: Workspace) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Workspace, "commit", killed)
+        run(quick)
+    (scratch,) = (p for p in tmp_path.glob(".t.softlabels-*") if p.is_dir())
+    (scratch / "state.safetensors").touch()  # a kill between the record and the end of the state
+    monkeypatch.setattr("pipeline.teacher.fit", lambda *a, **k: pytest.fail("trained again"))
+    report = run(quick)
+    assert report.figures["steps"] > 0 and "identity" not in report.figures
+    assert {p.name for p in (tmp_path / "t").iterdir()} == {"model.safetensors", "history.json", "report.json"}

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import workspace
 from pipeline.errors import BusyError, ConfigError
-from pipeline.workspace import Workspace, leftovers, write_atomic
+from pipeline.workspace import Workspace, leftovers, refuse_strangers, write_atomic
 
 
 def test_nothing_appears_before_commit_and_a_second_run_finds_the_scratch(tmp_path: Path):
@@ -63,6 +63,12 @@ def test_the_second_writer_is_refused_and_told_who_holds_the_output(tmp_path: Pa
         holder.join(60)
 
 
+def test_a_scratch_in_which_nothing_was_made_goes(tmp_path: Path):
+    with Workspace(tmp_path / "out", "a" * 64) as space:
+        assert space.path.is_dir()
+    assert not space.path.exists()
+
+
 def test_a_file_in_the_way_is_named(tmp_path: Path):
     (tmp_path / "out").touch()
     with pytest.raises(ConfigError, match="is a file"), Workspace(tmp_path / "out", "a" * 64):
@@ -89,3 +95,74 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_was_there_is_put_back_after_a_kill_between_the_two_renames(tmp_path: Path, monkeypatch):
+    out, rename = tmp_path / "out", os.rename
+    with Workspace(out, "a" * 64) as space:
+        (space.path / "first").touch()
+        space.commit()
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target) == out:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), Workspace(out, "b" * 64) as space:
+        (space.path / "second").touch()
+        patch.setattr(workspace.os, "rename", killed)
+        space.commit()
+    assert not out.exists()
+    assert not [p for p in leftovers(tmp_path) if p.name.endswith("old")], "the only copy of a finished output"
+    with Workspace(out, "c" * 64):
+        assert (out / "first").exists()
+    with Workspace(out, "b" * 64) as space:
+        space.commit()
+    assert [p.name for p in out.iterdir()] == ["second"]
+
+
+@pytest.mark.parametrize("place", [".", "..", "../.."])
+def test_the_folder_that_one_works_in_is_never_an_output(tmp_path: Path, monkeypatch, place: str):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    with pytest.raises(ConfigError, match="current folder"), Workspace(Path(place), "a" * 64):
+        pass
+
+
+def test_a_linked_output_stays_a_link(tmp_path: Path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large")
+    for name in ("one", "two"):
+        with Workspace(tmp_path / "out", name * 20) as space:
+            (space.path / name).touch()
+            space.commit()
+    assert (tmp_path / "out").is_symlink()
+    assert [p.name for p in (tmp_path / "large").iterdir()] == ["two"]
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path):
+    out = tmp_path / "out"
+    refuse_strangers(out, ("a.json",))
+    out.mkdir()
+    for name in ("a.json", "b.png", ".gitignore"):
+        (out / name).touch()
+    refuse_strangers(out, ("a.json", "*.png"))
+    (out / "thesis").mkdir()
+    with pytest.raises(ConfigError, match=r"holds b\.png, thesis/, which"):
+        refuse_strangers(out, ("a.json",))
+
+
+def test_scratch_of_an_output_with_an_odd_name_is_its_own(tmp_path: Path):
+    for name in ("[ab]", "a"):
+        with Workspace(tmp_path / name, "c" * 64) as space:
+            (space.path / "part").touch()
+    found = [p.name for p in leftovers(tmp_path)]
+    assert len(found) == len(set(found)) == 4
+
+
+def test_a_workspace_can_start_over(tmp_path: Path):
+    with Workspace(tmp_path / "out", "a" * 64) as space:
+        (space.path / "deep").mkdir()
+        (space.path / "x.1.partial").touch()
+        space.clear()
+        assert not list(space.path.iterdir())

@@ -18,11 +18,12 @@ from pipeline.compression.runtime import processor_name
 from pipeline.compression.table import Row, flat, render
 from pipeline.devices import use_threads
 from pipeline.errors import ConfigError
-from pipeline.evaluation import dump_json, open_dataset
+from pipeline.evaluation import open_dataset
 from pipeline.identity import digest
+from pipeline.outputs import json_bytes
 from pipeline.progress import Progress, Silent
 from pipeline.runs import read_run
-from pipeline.workspace import Workspace, write_atomic
+from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
 __all__ = ["CompressConfig", "CompressReport", "run"]
 
@@ -40,7 +41,7 @@ class CompressReport:
         """The table, then one line."""
         rows = [Row(**row) for row in self.table["rows"]]
         made = sum(1 for row in rows if row.file)
-        head = f"{self.out}: {made} files from {self.table['run']}, seed {self.table['seed']}"
+        head = f"{self.out}: {made} file{'' if made == 1 else 's'} from {self.table['run']}, seed {self.table['seed']}"
         timed = f"timed on {self.table['processor']}, {self.table['runtime_threads'] or 'all'} thread(s)"
         return "\n".join([*render(rows), f"{head}; {timed}"])
 
@@ -55,19 +56,18 @@ def run(config: CompressConfig, progress: Progress | None = None) -> CompressRep
     Raises ConfigError, DataError or a CacheError before any work; what fails later leaves its reason in a row.
     """
     progress = progress or Silent()
+    refuse_strangers(config.out, ("*.onnx", "metrics.json", "table.json"))
     use_threads(config.threads)
-    trained = [read_run(path) for path in config.runs]
+    trained = [read_run(path, config.allow) for path in config.runs]
     sources = {(r.config.get("data"), tuple(r.config.get("data_args") or ())) for r in trained}
     if config.data is None and len(sources) > 1:
         raise ConfigError(f"--runs should share one dataset; found {', '.join(sorted(str(d) for d, _ in sources))}")
     dataset = open_dataset(config.data, config.data_args, trained[0])
     chosen = choose(trained, dataset, batch_size=config.batch_size, workers=config.workers)
-    progress.log(
-        f"{chosen.run.name}, seed {chosen.seed}: {chosen.accuracy:.2%} on validation, the best of {len(trained)} runs"
-    )
+    among = f", the best of {len(trained)} runs" if len(trained) > 1 else ""
+    progress.log(f"{chosen.run.name}, seed {chosen.seed}: {chosen.accuracy:.2%} on validation{among}")
     with Workspace(config.out, digest({"stage": "compress", **config.as_dict()})) as space:
-        for stale in space.path.iterdir():
-            stale.unlink()
+        space.clear()
         maker = Maker(config, dataset, chosen, space.path, progress)
         rows = maker.make()
         table = {
@@ -86,7 +86,7 @@ def run(config: CompressConfig, progress: Progress | None = None) -> CompressRep
             "rows": [asdict(row) for row in rows],
         }
         report = CompressReport(str(config.out), table, flat(rows, "baseline"))
-        write_atomic(space.path / "metrics.json", dump_json(report.metrics))
-        write_atomic(space.path / "table.json", dump_json(table))
+        write_atomic(space.path / "metrics.json", json_bytes(report.metrics))
+        write_atomic(space.path / "table.json", json_bytes(table))
         space.commit()
     return report

@@ -16,6 +16,7 @@ class CompressConfig(Config):
     runs: tuple[Path, ...] = option((), "directory of a training run; of several, the best on validation is taken")
     data: str | None = option(None, "dataset; that of the run unless given")
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
+    allow: tuple[str, ...] = option((), "module:factory that the run names and may be imported: your own code")
     cache: str | None = option(None, "cache to fine-tune from; that of the run unless given, 'none' for hard labels")
     out: Path = option(REQUIRED, "directory for the ONNX files and the table")
     prune: tuple[float, ...] = option((0.5,), "share of the channels to remove; 0 leaves pruning out")
@@ -67,6 +68,7 @@ class CompressConfig(Config):
             ("batch_size", 1),
             ("workers", 0),
             ("threads", 0),
+            ("seed", 0),
         )
         for name, low in lows:
             if getattr(self, name) < low:

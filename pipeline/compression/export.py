@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.models import logits_of
 from pipeline.references import optional
 from pipeline.workspace import write_atomic
@@ -83,12 +83,13 @@ def export_onnx(
                 verbose=False,
             )
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        first = lines[0] if lines else type(error).__name__
-        raise ModelError(f"torch.onnx cannot export {type(model).__name__}: {first}") from error
+        raise ModelError(f"torch.onnx cannot export {type(model).__name__}: {first_line(error)}") from error
     if program is None:
         raise ModelError(f"torch.onnx gave no program for {type(model).__name__}")
     proto = program.model_proto
+    made = {imported.version for imported in proto.opset_import if imported.domain == ""}
+    if made != {opset}:  # it warns, and writes the operator set of its own choice
+        raise ModelError(f"torch.onnx cannot write --opset {opset} for this model. Leave it out, or try another")
     strip(proto)
     onnx.helper.set_model_props(proto, {k: json.dumps(v, sort_keys=True) for k, v in sorted(metadata.items())})
     onnx.checker.check_model(proto)

@@ -33,6 +33,8 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
         raise ConfigError(
             f"{run.path / 'run.json'} holds options that are not known here: {', '.join(unknown)}. Train again"
         )
+    for name in ("teacher", "transform"):
+        run.reference(name)
     options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in run.config.items()}
     options |= {
         "out": config.out,

@@ -24,7 +24,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import DataError, MissingDependencyError, ModelError
 from pipeline.evaluation import labelled_rows, plain_batches, score_rows, torch_predictor
 from pipeline.metrics import spread
-from pipeline.models import build_model, load_weights
+from pipeline.models import load_model
 from pipeline.progress import Progress
 from pipeline.runs import Run, parameter_count
 
@@ -179,10 +179,8 @@ class Maker:
 
     def _teacher(self) -> nn.Module:
         arguments = parse_arguments(self.config.teacher_args, "--teacher-args")
-        shape = self.dataset.input_shape
-        teacher = build_model(str(self.config.teacher), arguments, classes=self.classes, input_shape=shape)
-        load_weights(teacher, Path(str(self.config.teacher_weights)))
-        return teacher.eval()
+        reference, weights = str(self.config.teacher), self.config.teacher_weights
+        return load_model(reference, arguments, weights, self.dataset, whose=f"teacher {reference}").eval()
 
     def _attempt(self, row: Row, make: Callable[[Row], None]) -> None:
         """Run one step; an expected failure becomes the row's reason."""

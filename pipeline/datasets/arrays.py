@@ -8,6 +8,7 @@ one of ``numpy.savez_compressed`` is read into memory.
 
 from __future__ import annotations
 
+import difflib
 import struct
 import zipfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.errors import DataError
 from pipeline.identity import SPLITS
 
 KEYS = ("x", "y", "ids", "split", "classes")
+_SYNONYMS = {"label": "y", "labels": "y", "target": "y", "targets": "y", "names": "classes", "class_names": "classes"}
 _LOCAL_HEADER = 30
 """Bytes of a zip entry's fixed header; the lengths of its name and extra field are its last four."""
 
@@ -85,7 +87,13 @@ def _read_small(path: Path, name: str) -> dict[str, npt.NDArray[Any]]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{name} should be an .npz archive with x and y; found a single array")
             if "x" not in archive.files:
-                raise DataError(f"{name} should hold x, and may hold {', '.join(KEYS[1:])}; found {archive.files}")
+                raise DataError(
+                    f"{name} should hold x, and may hold {', '.join(KEYS[1:])}; found {', '.join(archive.files)}"
+                )
+            for key in archive.files:
+                meant = difflib.get_close_matches(_SYNONYMS.get(key.lower(), key.lower()), KEYS, n=1)
+                if key not in KEYS and meant and meant[0] not in archive.files:
+                    raise DataError(f"{name} holds {key!r}, which is not read: call it {meant[0]!r}")
             return {key: archive[key] for key in KEYS[1:] if key in archive.files}
     except FileNotFoundError:
         raise DataError(f"{name}: there is no file {path}") from None

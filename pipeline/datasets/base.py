@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline import identity
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, some
 from pipeline.identity import SPLITS
 from pipeline.progress import Progress, Silent
 
@@ -95,6 +95,7 @@ class Dataset(ABC):
             splits = np.fromiter((split_of(i) for i in ids), np.int8, len(ids))
         self.splits: npt.NDArray[np.int8] = np.asarray(splits, np.int8)
         self._digest: str | None = None
+        self._contents: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -118,14 +119,22 @@ class Dataset(ABC):
     def digest(self, progress: Progress | None = None) -> str:
         """The dataset's identity: sha256 over (id, split, content digest) in order. Computed once."""
         if self._digest is None:
+            contents = np.empty((len(self), 32), np.uint8)
             with (progress or Silent()).bar("digest of the data", len(self), "example") as bar:
-                self._digest = identity.digest_dataset(self._entries(bar.update))
+                self._digest = identity.digest_dataset(self._entries(contents, bar.update))
+            self._contents = contents
         return self._digest
 
-    def _entries(self, update: Any) -> Iterable[tuple[str, str, str]]:
+    def _entries(self, contents: npt.NDArray[np.uint8], update: Any) -> Iterable[tuple[str, str, str]]:
         for row, (example_id, split) in enumerate(zip(self.ids, self.splits.tolist(), strict=True)):
-            yield example_id, SPLITS[split], self.content_digest(row)
+            content = self.content_digest(row)
+            contents[row] = np.frombuffer(bytes.fromhex(content), np.uint8)
+            yield example_id, SPLITS[split], content
             update(1)
+
+    def known_digest(self, row: int) -> str:
+        """``content_digest``, from memory once ``digest`` has read all: nothing is read twice, and in any thread."""
+        return self.content_digest(row) if self._contents is None else self._contents[row].tobytes().hex()
 
     def rows(self, split: str) -> npt.NDArray[np.int64]:
         """The rows of one split, in order. Raises ConfigError on a name that is no split."""
@@ -155,13 +164,13 @@ def check_dataset(dataset: Dataset) -> None:
             f"{len(dataset.splits)} splits"
         )
     if classes == 0 or len(set(dataset.classes)) != classes:
-        raise DataError(f"{name} should name each class once; found {_some(dataset.classes) or 'no class'}")
+        raise DataError(f"{name} should name each class once; found {some(dataset.classes) or 'no class'}")
     _check_ids(name, dataset.ids)
     wrong = np.flatnonzero((dataset.labels < -1) | (dataset.labels >= classes))
     if len(wrong):
         raise DataError(
             f"{name}: labels should be 0 to {classes - 1}, or -1 for none; {len(wrong)} of {n} are not, among them "
-            + _some([f"{dataset.ids[r]} ({dataset.labels[r]})" for r in wrong[:3]])
+            + some([f"{dataset.ids[r]} ({dataset.labels[r]})" for r in wrong[:3]])
         )
     if ((dataset.splits < 0) | (dataset.splits >= len(SPLITS))).any():
         raise DataError(f"{name}: splits should be 0, 1 or 2 ({', '.join(SPLITS)})")
@@ -177,7 +186,7 @@ def _check_ids(name: str, ids: Sequence[str]) -> None:
         counts[example_id] = counts.get(example_id, 0) + 1
     twice = [i for i, count in counts.items() if count > 1]
     if twice:
-        raise DataError(f"{name}: each id should occur once; {len(twice)} occur more often, among them {_some(twice)}")
+        raise DataError(f"{name}: each id should occur once; {len(twice)} occur more often, among them {some(twice)}")
 
 
 def _writable(text: str) -> bool:
@@ -205,11 +214,3 @@ def _check_example(dataset: Dataset, row: int) -> None:
         )
     if not bool(torch.isfinite(x).all()):
         raise DataError(f"{dataset.name}: {example_id} holds NaN or infinite values")
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, ..."
-
-
-Arguments = Mapping[str, Any]

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.datasets.adapter import MapStyle
 from pipeline.datasets.base import Dataset, cut_validation, split_index
 from pipeline.datasets.pictures import Pictures
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.identity import SPLITS
 from pipeline.references import call, optional
 
@@ -53,7 +53,8 @@ def torchvision_dataset(name: str, arguments: Mapping[str, Any]) -> Dataset:
         except (ValueError, RuntimeError, OSError) as error:
             if isinstance(error, ConfigError):
                 raise
-            if split != "val":  # many of them have no validation split, and say so with a ValueError
+            # Many have no validation split, some (ImageNet) no test split, and say so with a ValueError.
+            if split not in ("val", "test") or not isinstance(error, ValueError):
                 raise DataError(f"torchvision:{name} {split}: {error}") from error
     ids = [f"{split}/{row:05d}".lstrip("/") for split, part in parts.items() for row in range(len(part))]
     splits = None
@@ -180,7 +181,7 @@ def _open(library: Any, path: str, name: str) -> dict[str, Any]:
         if isinstance(error, DataError):
             raise
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise DataError(f"{name} cannot be opened{offline}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{name} cannot be opened{offline}: {first_line(error)}") from error
     held = dict(found) if isinstance(found, dict) else {"": found}
     known = {split: part for split, part in held.items() if split == "" or split_index(split) is not None}
     if not known:

@@ -157,7 +157,7 @@ def _subfolders(folder: Path) -> Sequence[str]:
 
 def _circular(here: str, name: str) -> bool:
     path = os.path.join(here, name)
-    return os.path.islink(path) and os.path.realpath(here).startswith(os.path.realpath(path))
+    return os.path.islink(path) and Path(os.path.realpath(here)).is_relative_to(os.path.realpath(path))
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pipeline.configuration import REQUIRED, Config, option, parse_arguments
 from pipeline.devices import PRECISIONS
 from pipeline.errors import ConfigError
 from pipeline.identity import SPLITS, short
-from pipeline.models import parse_features
+from pipeline.models import parse_features, untrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,18 @@ class DumpConfig(Config):
     overwrite: bool = option(False, "replace a cache of another identity at --out")
 
     def problems(self) -> Iterator[str]:
-        if "://" in str(self.out):
-            yield f"--out should be a local directory; found {self.out}. Copy the finished cache to its URL"
         if self.views < 0:
             yield f"--views should be 0 or more; found {self.views}"
         if self.views and self.transform is None:
             yield "--views needs a --transform, for example affine:degrees=15,translate=0.1"
         if self.transform is not None and not self.views:
             yield "--transform needs --views: how many random views of each training example to keep"
-        family, _, rest = self.teacher.partition(":")
-        arguments = parse_arguments(self.teacher_args, "--teacher-args")
-        if self.weights is None and (not rest or (family == "timm" and not arguments.get("pretrained"))):
-            hint = " or --teacher-args pretrained=true" if rest else ""
-            yield f"--teacher {self.teacher} has random weights: name its --weights{hint}"
+        try:
+            arguments = parse_arguments(self.teacher_args, "--teacher-args")
+            if self.weights is None:
+                yield from untrained(self.teacher, arguments)
+        except ConfigError as error:
+            yield from error.problems
         if not self.splits:
             yield "--splits should name at least one split"
         for name, low in (("batch_size", 1), ("part_size", 0), ("workers", 0), ("threads", 0)):
@@ -71,6 +70,11 @@ class DumpConfig(Config):
             parse_features(self.features)
         except ConfigError as error:
             yield from error.problems
+        for name in ("k", "temperature"):
+            if self.encoding != "topk" and getattr(self, name) != getattr(type(self), name):
+                yield f"--{name} is of --encoding topk; {self.encoding} keeps all classes, for any temperature"
+        if self.encoding == "topk" and self.k < 1:
+            yield f"--k should be at least 1; found {self.k}"
         if self.encoding == "topk" and self.dtype == "int8":
             yield "--dtype int8 is for dense labels; topk keeps float32 or float16"
         if self.encoding == "topk" and (not self.temperature or min(self.temperature) <= 0):
@@ -98,8 +102,9 @@ class DumpReport:
     def summary(self) -> str:
         """One line for people."""
         again = f", {self.resumed} of {self.parts} parts found finished" if self.resumed else ""
+        plural = "" if self.parts == 1 else "s"
         return (
-            f"{self.out}: {self.entries:,} entries in {self.parts} parts, {self.bytes / 1e6:.1f} MB "
+            f"{self.out}: {self.entries:,} entries in {self.parts} part{plural}, {self.bytes / 1e6:.1f} MB "
             f"({self.bytes_per_entry:.0f} B per entry), {self.seconds:.1f} s{again}; identity {short(self.identity)}"
         )
 

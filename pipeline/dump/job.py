@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,18 +15,9 @@ from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import autocast, resolve_device, use_threads
 from pipeline.dump.config import DumpConfig
 from pipeline.encodings import Encoding
-from pipeline.errors import DataError, ModelError
+from pipeline.errors import DataError
 from pipeline.identity import SPLITS, digest
-from pipeline.models import (
-    FeatureTap,
-    build_model,
-    check_class_names,
-    check_model,
-    frozen,
-    load_weights,
-    parse_features,
-    state_digest,
-)
+from pipeline.models import FeatureTap, check_model, frozen, load_model, parse_features, state_digest
 from pipeline.store import FeatureSpec, Group, Layout
 from pipeline.views import Views, check_views, make_views
 
@@ -66,30 +56,19 @@ def prepare(config: DumpConfig) -> Job:
     views = make_views(config.transform, config.views + 1, config.seed)
     check_views(views, dataset)
     arguments = parse_arguments(config.teacher_args, "--teacher-args")
-    teacher = build_model(config.teacher, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
-    if config.weights is not None:
-        metadata = load_weights(teacher, config.weights)
-        _check_metadata(metadata, dataset, config)
-    teacher = frozen(teacher).to(device)
+    classes, whose = len(dataset.classes), f"teacher {config.teacher}"
+    teacher = frozen(load_model(config.teacher, arguments, config.weights, dataset, whose=whose)).to(device)
     example = dataset.prepare(dataset.load(0))[None].to(device)
     with torch.no_grad(), autocast(device, config.precision):
-        check_model(
-            teacher,
-            classes=len(dataset.classes),
-            example_input=example,
-            class_names=dataset.classes,
-            whose=f"teacher {config.teacher}",
-        )
+        check_model(teacher, classes=classes, example_input=example, class_names=dataset.classes, whose=whose)
     encoding = encodings.make(config.encoding, dtype=config.dtype, k=config.k, temperatures=config.temperature)
-    classes = len(dataset.classes)
     specs = encoding.specs(classes)
     features = parse_features(config.features)
     feature_specs = _feature_specs(teacher, example, features, config.precision)
     groups = tuple(_groups(dataset, views, config.splits))
     if not groups:
         raise DataError(f"{dataset.name} has no examples in --splits {', '.join(config.splits)}")
-    row_bytes = sum(np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in specs.values())
-    row_bytes += sum(np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in feature_specs.values())
+    row_bytes = sum(spec.row_bytes for spec in (*specs.values(), *(f.array for f in feature_specs.values())))
     layout = Layout(groups=groups, part_size=config.part_size or _part_size(row_bytes, groups))
     description = {
         "teacher": {
@@ -102,7 +81,7 @@ def prepare(config: DumpConfig) -> Job:
         "preprocessing": dataset.preprocessing,
         "class_names": list(dataset.classes),
         "views": {"transform": views.description, "seed": views.seed, "count": views.count},
-        "splits": list(config.splits),
+        "splits": [split for split in SPLITS if split in config.splits],
         "encoding": encoding.describe(),
         "features": features,
         "store": config.store,
@@ -134,14 +113,3 @@ def _feature_specs(
     with torch.inference_mode(), autocast(example.device, precision), FeatureTap(teacher, features) as tap:
         teacher(example)
         return {name: FeatureSpec(shape=tuple(v.shape[1:]), dtype="float16") for name, v in tap.values.items()}
-
-
-def _check_metadata(metadata: Mapping[str, Any], dataset: Dataset, config: DumpConfig) -> None:
-    """Refuse weights that say they belong to other classes or another preprocessing."""
-    check_class_names(metadata.get("class_names"), dataset.classes, f"teacher {config.weights}")
-    preprocessing = metadata.get("preprocessing")
-    if preprocessing is not None and preprocessing != dataset.preprocessing:
-        raise ModelError(
-            f"{config.weights} was trained on inputs prepared as '{preprocessing}', {dataset.name} prepares them as "
-            f"'{dataset.preprocessing}'. Use the teacher's own preprocessing"
-        )

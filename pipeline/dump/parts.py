@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.views import Entry, input_loader
 
 SAMPLED_ENTRIES_PER_PART = 256
 WAITING_BYTES = 128 << 20
-"""Logits that may wait for the writer: writing a part takes as long as many forward passes."""
+"""Logits and features that may wait for the writer: writing a part takes as long as many forward passes."""
 
 
 def entries_of(dataset: Dataset, part: Part) -> npt.NDArray[np.int64]:
@@ -58,7 +59,7 @@ def write_parts(job: Job, writer: CacheWriter, progress: Progress) -> float:
         ThreadPoolExecutor(1, thread_name_prefix="softlabels-writer") as pool,
         progress.bar("dump", total, "entries", done) as bar,
     ):
-        pending: list[Future[None]] = []
+        pending: deque[Future[None]] = deque()
         for part in todo:
             building = _PartBuilder(job, part)
             for first in range(0, part.entries, job.config.batch_size):
@@ -67,8 +68,10 @@ def write_parts(job: Job, writer: CacheWriter, progress: Progress) -> float:
                 logits, features = forward(job, inputs)
                 seconds += time.perf_counter() - began
                 pending.append(pool.submit(building.add, first, logits, features))
-                while len(pending) * logits.nbytes > WAITING_BYTES and len(pending) > 2:
-                    pending.pop(0).result()
+                most = max(2, WAITING_BYTES // (logits.nbytes + sum(value.nbytes for value in features.values())))
+                # What is done is looked at too: an entry that cannot be kept should stop the teacher now.
+                while pending and (len(pending) > most or pending[0].done()):
+                    pending.popleft().result()
                 bar.update(len(logits))
             pending.append(pool.submit(building.write, writer))
         for future in pending:
@@ -133,7 +136,7 @@ class _PartBuilder:
             view=view,
             seeds=np.array([self.job.views.seed_of(i, view) for i in ids], dtype=np.int64),
             labels=self.labels.astype(np.int64),
-            input_digests=None if view else [dataset.content_digest(int(row)) for row in self.rows],
+            input_digests=None if view else [dataset.known_digest(int(row)) for row in self.rows],
             split=self.part.split,
         )
         statistics = {"bound": self.bound, **self.fidelity.totals()}

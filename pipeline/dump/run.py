@@ -16,14 +16,17 @@ from pipeline.dump.job import Job, prepare
 from pipeline.dump.parts import write_parts
 from pipeline.errors import CacheError, ConfigError
 from pipeline.fidelity import summarise
-from pipeline.identity import canonical_json, short
+from pipeline.identity import short
+from pipeline.outputs import write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.sources.replay import replay_table
 from pipeline.store import Cache, CacheWriter, open_cache
 from pipeline.views import view_records
-from pipeline.workspace import Workspace, write_atomic
+from pipeline.workspace import Workspace, refuse_strangers
 
 REPLAYED_EXAMPLES = 8
+OWN = ("manifest.json", "parts.parquet", "views.parquet", "README.md", "index*", "labels*", "features.zarr*")
+"""What a cache consists of: --overwrite deletes nothing else."""
 
 
 def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport:
@@ -39,35 +42,36 @@ def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport:
     if (out / "manifest.json").is_file():
         cache = _finished(out)
         if cache is not None and cache.digest == job.digest:
-            return _report(job, cache, time.perf_counter() - started, 0.0, resumed=len(cache.parts))
-    if out.exists() and any(out.iterdir()) and not config.overwrite:
+            report = _report(job, cache, time.perf_counter() - started, 0.0, resumed=len(cache.parts))
+            write_beside(out, report.as_dict(), again=True)
+            return report
+    if out.is_dir() and any(out.iterdir()) and not config.overwrite:
         raise ConfigError(_occupied(out, job))
-    teacher_seconds = 0.0
+    refuse_strangers(out, OWN)
     with Workspace(out, job.digest) as space:
-        resumed = len(job.layout.parts)
-        if not (space.path / "manifest.json").is_file():
-            writer = CacheWriter(
-                space.path,
-                job.layout,
-                job.encoding,
-                classes=len(job.dataset.classes),
-                store=config.store,
-                features=job.feature_specs,
-                identity=job.digest,
-            )
-            resumed = len(writer.done)
-            teacher_seconds = write_parts(job, writer, progress)
-            writer.finalise(
-                {
-                    "identity": job.identity,
-                    "class_names": job.dataset.classes,
-                    "fidelity": summarise((record.split, record.statistics) for record in writer.records),
-                    "replay": _views_as_seen(job),
-                }
-            )
+        writer = CacheWriter(
+            space.path,
+            job.layout,
+            job.encoding,
+            classes=len(job.dataset.classes),
+            store=config.store,
+            features=job.feature_specs,
+            identity=job.digest,
+        )
+        resumed = len(writer.done)
+        teacher_seconds = write_parts(job, writer, progress)
+        # Again even where a manifest is there: a kill while finalising may have left part of the journal behind.
+        writer.finalise(
+            {
+                "identity": job.identity,
+                "class_names": job.dataset.classes,
+                "fidelity": summarise((record.split, record.statistics) for record in writer.records),
+                "replay": _views_as_seen(job),
+            }
+        )
         space.commit()
     report = _report(job, open_cache(out), time.perf_counter() - started, teacher_seconds, resumed=resumed)
-    write_atomic(out.with_name(f"{out.name}.report.json"), canonical_json(report.as_dict()))
+    write_beside(out, report.as_dict())
     return report
 
 

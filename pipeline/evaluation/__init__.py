@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 
 from pipeline.configuration import parse_arguments
-from pipeline.datasets import Dataset, check_dataset, load_dataset
+from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import resolve_device, use_threads
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.describing import describe, dump_json, summarise
+from pipeline.evaluation.describing import describe, summarise
 from pipeline.evaluation.scoring import (
     labelled_rows,
     plain_batches,
@@ -30,15 +30,15 @@ from pipeline.evaluation.scoring import (
 from pipeline.identity import digest
 from pipeline.metrics import Scores
 from pipeline.models import check_model
+from pipeline.outputs import json_bytes
 from pipeline.progress import Progress, Silent
 from pipeline.runs import Run, build_student, read_run
 from pipeline.store import Cache, open_cache
-from pipeline.workspace import Workspace, write_atomic
+from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
 __all__ = [
     "EvaluateConfig",
     "EvaluateReport",
-    "dump_json",
     "labelled_rows",
     "open_dataset",
     "plain_batches",
@@ -76,27 +76,25 @@ class EvaluateReport:
 def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateReport:
     """Measure and write ``out``. Raises ConfigError, DataError, ModelError or CacheMismatchError before any work."""
     progress = progress or Silent()
+    refuse_strangers(config.out, ("metrics.json", "details.json"))
     use_threads(config.threads)
     device = resolve_device(config.device)
-    trained = read_run(config.run) if config.run is not None else None
+    trained = read_run(config.run, config.allow) if config.run is not None else None
     dataset = open_dataset(config.data, config.data_args, trained)
+    rows_of = {config.split: labelled_rows(dataset, config.split)}
+    if config.split != "validation" and (dataset.labels[dataset.rows("validation")] >= 0).any():
+        rows_of["validation"] = labelled_rows(dataset, "validation")
     models = _models(config, trained, dataset)
-    example = dataset.prepare(dataset.load(int(dataset.rows(config.split)[0])))[None]
+    example = dataset.prepare(dataset.load(int(rows_of[config.split][0])))[None]
     for model in models.values():
         check_model(model, classes=len(dataset.classes), example_input=example)
     cache = open_labels(config.cache, trained)
     predictors = {seed: torch_predictor(model, device) for seed, model in models.items()}
 
-    splits = (
-        [config.split]
-        if config.split == "validation" or not len(dataset.rows("validation"))
-        else [config.split, "validation"]
-    )
     found: dict[str, dict[int, Scores]] = {}
     own: Scores | None = None
-    rows_of = {split: labelled_rows(dataset, split) for split in splits}
     with progress.bar("evaluate", sum(map(len, rows_of.values())), "examples") as bar:
-        for split in splits:
+        for split in rows_of:
             teacher = teacher_labels(cache, dataset, split) if cache and split in cache.splits() else None
             found[split] = score_rows(
                 predictors, dataset, rows_of[split], teacher=teacher, temperature=config.temperature,
@@ -107,8 +105,9 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
     details = describe(config, dataset, trained, models, found, own, cache)
     report = EvaluateReport(str(config.out), summarise(details), details)
     with Workspace(config.out, digest({"stage": "evaluate", **config.as_dict()})) as space:
-        write_atomic(space.path / "metrics.json", dump_json(report.metrics))
-        write_atomic(space.path / "details.json", dump_json(report.details, indent=None))
+        space.clear()
+        write_atomic(space.path / "metrics.json", json_bytes(report.metrics))
+        write_atomic(space.path / "details.json", json_bytes(report.details, indent=None))
         space.commit()
     return report
 
@@ -118,10 +117,8 @@ def open_dataset(data: str | None, data_args: Sequence[str], trained: Run | None
     if data is None:
         if trained is None:
             raise ConfigError("--data should name a dataset")
-        data, data_args = str(trained.config["data"]), data_args or tuple(trained.config.get("data_args") or ())
-    dataset = load_dataset(data, parse_arguments(tuple(data_args), "--data-args"))
-    check_dataset(dataset)
-    return dataset
+        data, data_args = trained.reference("data"), data_args or tuple(trained.config.get("data_args") or ())
+    return load_dataset(data, parse_arguments(tuple(data_args), "--data-args"))
 
 
 def open_labels(address: str | None, trained: Run | None) -> Cache | None:

@@ -15,13 +15,14 @@ class EvaluateConfig(Config):
     """Options of ``softlabels evaluate``."""
 
     run: Path | None = option(None, "directory of a training run; all of its seeds are measured")
-    weights: Path | None = option(None, "instead of --run: one model's weights; needs --student")
+    weights: Path | None = option(None, "instead of --run: one model's weights; needs --student and --data")
     student: str | None = option(
         None, "with --weights: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH"
     )
     student_args: tuple[str, ...] = option((), "with --weights: key=value arguments for the student's factory")
     data: str | None = option(None, "dataset; that of the run unless given")
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
+    allow: tuple[str, ...] = option((), "module:factory that the run names and may be imported: your own code")
     cache: str | None = option(
         None, "cache with the teacher's labels of the split; that of the run unless given, 'none' for none"
     )
@@ -37,7 +38,9 @@ class EvaluateConfig(Config):
     def problems(self) -> Iterator[str]:
         if (self.run is None) == (self.weights is None):
             yield "give either --run, a training run, or --weights with --student"
-        if self.weights is not None and (self.student is None or self.data is None):
+        if self.run is not None and self.weights is None and (self.student is not None or self.student_args):
+            yield "--student and --student-args go with --weights; with --run, the students are those of the run"
+        if self.run is None and self.weights is not None and (self.student is None or self.data is None):
             yield "--weights needs --student and --data: a file of weights does not say what they are for"
         if self.temperature <= 0:
             yield f"--temperature should be above 0; found {self.temperature:g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -139,8 +138,3 @@ def _rows_of_class(dataset: Dataset, rows: npt.NDArray[np.int64], name: str) -> 
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def dump_json(value: Any, indent: int | None = 2) -> bytes:
-    """UTF-8 JSON that ends in a newline, keys in the order given. Raises ValueError on NaN."""
-    return (json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n").encode()

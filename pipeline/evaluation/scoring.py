@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from pipeline import metrics
 from pipeline.datasets import Dataset
@@ -19,7 +18,7 @@ from pipeline.models import logits_of
 from pipeline.softlabels import SoftLabels
 from pipeline.sources import match
 from pipeline.store import Cache
-from pipeline.views import EntryDataset, Views
+from pipeline.views import Views, input_loader
 
 Key = TypeVar("Key", bound=Hashable)
 Predictor = Callable[[Tensor], npt.NDArray[Any]]
@@ -44,10 +43,8 @@ def plain_batches(
 ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
     """Dataset rows (B,) and their plain, prepared inputs (B, ...) float32, batch by batch in the order given."""
     pairs = [(int(row), 0) for row in rows]
-    loader = DataLoader(
-        EntryDataset(dataset, Views(transform=None, description="", count=1, seed=0)),
-        batch_sampler=[pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)],
-        num_workers=workers,
+    loader = input_loader(
+        dataset, Views(), [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)], workers
     )
     for first, inputs in zip(range(0, len(rows), batch_size), loader, strict=True):
         yield rows[first : first + batch_size], inputs

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
-
-from pipeline.errors import ConfigError, ModelError
-from pipeline.models.builtin import FAMILIES
+from pipeline.models.building import build_model, untrained
 from pipeline.models.checks import check_class_names, check_model, frozen, logits_of
-from pipeline.models.external import timm_model, transformers_model
 from pipeline.models.features import FeatureTap, parse_features
+from pipeline.models.loading import load_model
 from pipeline.models.weights import load_weights, read_metadata, save_weights, state_digest
-from pipeline.references import call, resolve
 
 __all__ = [
     "FeatureTap",
@@ -22,52 +14,12 @@ __all__ = [
     "check_class_names",
     "check_model",
     "frozen",
+    "load_model",
     "load_weights",
     "logits_of",
     "parse_features",
     "read_metadata",
     "save_weights",
     "state_digest",
+    "untrained",
 ]
-
-CHOICES = "cnn-WIDTH, mlp-WIDTH, timm:NAME, hf:PATH or module:factory"
-
-
-def build_model(
-    reference: str,
-    arguments: Mapping[str, Any] | None = None,
-    *,
-    classes: int,
-    input_shape: tuple[int, ...],
-) -> nn.Module:
-    """The model that a reference names, with random weights, or with its own where a library brings them.
-
-    A ``module:factory`` is called with ``arguments``, and with ``classes`` and ``input_shape`` where it has
-    parameters of those names. Raises ConfigError for a reference or argument that is not known, ModelError for a
-    model that cannot take the dataset's inputs.
-    """
-    given = dict(arguments or {})
-    family, dash, width = reference.partition("-")
-    if family in FAMILIES and dash and ":" not in reference:
-        if not width.isdecimal() or int(width) < 1:
-            raise ConfigError(f"{family}-WIDTH needs a whole number of 1 or more; found {reference!r}")
-        offered = {"classes": classes, "input_shape": tuple(input_shape)}
-        return call(FAMILIES[family], {"width": int(width)} | given | offered, reference)  # type: ignore[no-any-return]
-    source, colon, rest = reference.partition(":")
-    if not colon or not rest:
-        raise ConfigError(f"a model should be {CHOICES}; found {reference!r}")
-    if source == "timm":
-        return timm_model(rest, given, classes=classes, input_shape=tuple(input_shape))
-    if source == "hf":
-        return transformers_model(rest, given, classes=classes)
-    return _own(reference, given, classes, tuple(input_shape))
-
-
-def _own(reference: str, arguments: Mapping[str, Any], classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    found = resolve(reference, "a model")
-    factory = inspect.isclass(found) or (callable(found) and not isinstance(found, nn.Module))
-    offered = {"classes": classes, "num_classes": classes, "input_shape": input_shape}
-    model = call(found, arguments, reference, offered) if factory else found
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{reference} should make a torch.nn.Module; found {type(model).__name__}")
-    return model

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 
 _PROBABILITIES = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
 
@@ -122,8 +122,7 @@ def _run(model: nn.Module, x: Tensor, whose: str) -> tuple[Tensor, str]:
     except ModelError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{whose} cannot take inputs of shape {tuple(x.shape)} (batch first): {first_line}") from error
+        raise ModelError(f"{whose} cannot take inputs of shape {tuple(x.shape)} (batch first): {first_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()

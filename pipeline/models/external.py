@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, ModelError, first_line
 from pipeline.references import call, optional
 
 
@@ -31,7 +31,7 @@ def timm_model(name: str, arguments: Mapping[str, Any], *, classes: int, input_s
     try:
         model: nn.Module = library.create_model(name, **given)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"timm:{name} cannot be built: {_first_line(error)}") from error
+        raise ModelError(f"timm:{name} cannot be built: {first_line(error)}") from error
     return model
 
 
@@ -64,7 +64,7 @@ def transformers_model(path: str, arguments: Mapping[str, Any], *, classes: int)
         if isinstance(error, (ModelError, ConfigError)):
             raise
         hub = "" if local else " (no such folder here, so the hub was asked" + _offline_note() + ")"
-        raise ModelError(f"hf:{path} cannot be loaded{hub}: {_first_line(error)}") from error
+        raise ModelError(f"hf:{path} cannot be loaded{hub}: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -88,8 +88,3 @@ def _check_config(path: str, config: Any, classes: int) -> None:
 
 def _offline_note() -> str:
     return ", but HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

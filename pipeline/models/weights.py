@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import identity
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line, some
 from pipeline.workspace import write_atomic
 
 METADATA_KEY = "softlabels"
@@ -25,6 +25,7 @@ METADATA_KEY = "softlabels"
 
 _NESTED = ("state_dict", "model", "model_state_dict", "module")
 _PREFIXES = ("module.", "_orig_mod.", "model._orig_mod.")
+_KINDS = (".safetensors", ".pt", ".pth")
 _HEADER_LIMIT = 100_000_000
 
 
@@ -93,6 +94,10 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     Raises ModelError: no such file, a file that holds more than weights, missing, unexpected or misshapen tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = sorted(str(p.relative_to(path)) for kind in _KINDS for p in path.glob(f"**/*{kind}"))
+        holds = f"it holds {some(inside)}" if inside else f"it holds no {' or '.join(_KINDS)}"
+        raise ModelError(f"weights should be a file; {path} is a folder ({holds})")
     if not path.is_file():
         raise ModelError(f"there are no weights at {path}")
     if path.suffix == ".safetensors" or _is_safetensors(path):
@@ -117,10 +122,12 @@ def _checkpoint(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of what is then refused
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # bytes that are no checkpoint can make the reader fail in any way
+        # torch's own text advises to read the file without this guard.
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it names {name[1]}" if name else first_line(error).partition(". ")[0]
         raise ModelError(
-            f"{path} should hold weights alone and was not loaded, so that nothing in it could run "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}). Save it as "
+            f"{path} should hold weights alone and was not loaded, so that nothing in it could run ({what}). Save it as "
             f"safetensors, or with torch.save(model.state_dict(), ...)"
         ) from error
     for key in _NESTED:
@@ -145,12 +152,12 @@ def _fill(model: nn.Module, state: dict[str, Tensor], aliases: Any, path: Path) 
     unexpected = [name for name in state if name not in wanted]
     misshapen = [n for n, v in wanted.items() if n in state and tuple(state[n].shape) != tuple(v.shape)]
     if missing:
-        problems.append(f"{len(missing)} missing ({_some(missing)})")
+        problems.append(f"{len(missing)} missing ({some(missing)})")
     if unexpected:
-        problems.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+        problems.append(f"{len(unexpected)} unexpected ({some(unexpected)})")
     if misshapen:
         shapes = [f"{n} {tuple(state[n].shape)} for {tuple(wanted[n].shape)}" for n in misshapen]
-        problems.append(f"{len(misshapen)} of another shape ({_some(shapes)})")
+        problems.append(f"{len(misshapen)} of another shape ({some(shapes)})")
     if problems:
         raise ModelError(f"{path} does not fit the model: {'; '.join(problems)}. Is it the architecture they are of?")
     model.load_state_dict(state)
@@ -165,10 +172,6 @@ def _tied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str
         for name, first in absent.items()
         if first is not None and wanted[name].shape == wanted[first].shape
     }
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def state_digest(model: nn.Module) -> str:

@@ -15,7 +15,7 @@ from pipeline.identity import digest
 from pipeline.progress import Progress, Silent
 from pipeline.references import optional
 from pipeline.report.reading import read_findings
-from pipeline.workspace import Workspace, write_atomic
+from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
 __all__ = ["ReportConfig", "ReportReport", "run"]
 
@@ -66,6 +66,7 @@ def run(config: ReportConfig, progress: Progress | None = None) -> ReportReport:
     matplotlib or jinja2.
     """
     progress = progress or Silent()
+    refuse_strangers(config.out, ("index.html", "*.png"))
     for package in ("matplotlib", "jinja2"):
         optional(package, "report", "the report")
     from pipeline.report.page import draw, render  # they import both packages
@@ -80,8 +81,7 @@ def run(config: ReportConfig, progress: Progress | None = None) -> ReportReport:
     drawings = draw(findings, progress)
     page = render(findings, drawings, config.title).encode()
     with Workspace(config.out, digest({"stage": "report", **config.as_dict()})) as space:
-        for stale in space.path.iterdir():
-            stale.unlink()
+        space.clear()
         for drawing in drawings.values():
             write_atomic(space.path / f"{drawing.name}.png", drawing.png)
         write_atomic(space.path / "index.html", page)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pipeline import metrics
 from pipeline.report.methods import AUGMENTED, KIND_TITLES, OMITTED, PLAIN, SETTINGS, SOFT
 from pipeline.report.reading import Cell, Findings
-from pipeline.report.style import COLOURS, FAINT, GRID, INK, MARKERS, MUTED, Drawing, clean, finish, new_figure, style
+from pipeline.report.style import COLOURS, FAINT, INK, MARKERS, MUTED, Drawing, clean, finish, new_figure, style
 
 MOST_CLASSES = 25
 """A confusion matrix with more classes is drawn without numbers."""
@@ -238,6 +238,3 @@ def _curve(cell: Cell) -> np.ndarray | None:
     ]
     shortest = min((len(line) for line in lines), default=0)
     return np.array([line[:shortest] for line in lines]) if shortest > 1 else None
-
-
-__all__ = ["GRID", "accuracy", "calibrated_cells", "confused_cells", "confusion", "curves", "reliability"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from pipeline import metrics
+from pipeline.errors import some
 from pipeline.identity import short
 from pipeline.progress import Progress
 from pipeline.report import charts, cost, figures, words
@@ -181,7 +182,7 @@ def provenance(findings: Findings) -> list[tuple[str, str]]:
     config = first.get("config") or {}
     pairs: list[tuple[str, Any]] = [
         ("data", f"{config.get('data', '')}, digest {short(first['data_digest'])}"),
-        ("classes", f"{len(first['class_names'])}: {_some(first['class_names'])}"),
+        ("classes", f"{len(first['class_names'])}: {some(first['class_names'], 12)}"),
     ]
     if identity:
         teacher, views = identity.get("teacher", {}), identity.get("views", {})
@@ -213,7 +214,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"({_flat(value)})"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _some(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

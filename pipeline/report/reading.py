@@ -202,6 +202,11 @@ def read_findings(
 
     Evaluations on different examples are refused: their accuracies do not compare.
     """
+    record = read_json(teacher / "report.json", "what fit-teacher recorded") if teacher else {}
+    manifest = read_json(cache / "manifest.json", "the manifest of a cache") if cache else {}
+    table = read_json(compressed / "table.json", "what softlabels compress measured") if compressed else {}
+    for run in runs:
+        read_json(run / "run.json", "the record of a training run")
     named = {run.name: run for run in runs}
     cells = [read_cell(folder, named) for folder in evaluations]
     digests = {cell.details["examples_digest"] for cell in cells}
@@ -223,8 +228,8 @@ def read_findings(
     )
     return Findings(
         cells=tuple(cells),
-        teacher=read_optional(teacher / "report.json" if teacher else None),
+        teacher=record,
         dump=read_optional(cache.with_name(f"{cache.name}.report.json") if cache else None),
-        manifest=read_optional(cache / "manifest.json" if cache else None),
-        compressed=read_optional(compressed / "table.json" if compressed else None),
+        manifest=manifest,
+        compressed=table,
     )

@@ -91,7 +91,7 @@ class _Decoded:
 
     def __next__(self) -> Batch:
         rows, arrays = next(self._found)
-        return rows, decoded(self._cache, arrays)
+        return rows, decoded(self._cache, arrays, beside=False)
 
 
 class CachedLabels:
@@ -126,6 +126,7 @@ class CachedLabels:
         self.resident = resident
         self.labels_view = labels_view
         self._kept: dict[int, Callable[[Rows], SoftLabels]] = {}
+        self._buffers = Buffers(cache)
 
     @property
     def classes(self) -> int:
@@ -199,14 +200,13 @@ class CachedLabels:
                 self._kept[view] = self._read_all(view)
             find = self._kept[view]
             return CachedStream(((rows, find(rows)) for rows in order.epoch(epoch, start)), self.device)
-        cache, matching, device = self.cache, self.matching, self.device
-
+        cache, matching, device, buffers = self.cache, self.matching, self.device, self._buffers
         if device.type == "cpu":
             # The student computes in this thread too: gathering a batch costs less than taking it over from another.
-            return CachedStream(_Decoded(cache, Batches(cache, matching, order, epoch, start, view)), device)
+            return CachedStream(_Decoded(cache, Batches(matching, order, epoch, start, view, cache, buffers)), device)
 
         def read() -> Iterator[Batch]:
-            with closing(Batches(cache, matching, order, epoch, start, view)) as found:
+            with closing(Batches(matching, order, epoch, start, view, cache, buffers)) as found:
                 for rows, arrays in found:
                     yield rows, decoded(cache, arrays, pin=device.type == "cuda")
 
@@ -234,9 +234,14 @@ class CachedLabels:
         return find
 
 
-def decoded(cache: Cache, arrays: Mapping[str, npt.NDArray[Any]], *, pin: bool = False) -> SoftLabels:
-    """Stored arrays as soft labels of torch tensors on the host, in page-locked memory when ``pin``."""
-    soft = cache.decode({name: _widened(values) for name, values in arrays.items()})
+def decoded(
+    cache: Cache, arrays: Mapping[str, npt.NDArray[Any]], *, pin: bool = False, beside: bool = True
+) -> SoftLabels:
+    """Stored arrays as soft labels of torch tensors on the host, in page-locked memory when ``pin``.
+
+    ``beside``: another thread may be computing meanwhile, and torch's threads are left to it.
+    """
+    soft = cache.decode({name: _widened(values, beside) for name, values in arrays.items()})
 
     def tensor(array: npt.NDArray[Any]) -> Tensor:
         # torch indexes with signed integers only.
@@ -247,15 +252,17 @@ def decoded(cache: Cache, arrays: Mapping[str, npt.NDArray[Any]], *, pin: bool =
     return soft.map(tensor)
 
 
-def _widened(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _widened(values: npt.NDArray[Any], beside: bool) -> npt.NDArray[Any]:
     """float16 as float32, any other type as it is.
 
-    By torch, 15 times faster than numpy; in pieces that it does not hand to its threads: those of the training step
-    are busy, and a second set of them, in this thread, would spin beside them.
+    By torch, 15 times faster than numpy; ``beside`` a training step in pieces that it does not hand to its threads:
+    those of the step are busy, and a second set of them, in this thread, would spin beside them.
     """
     if values.dtype != np.float16:
         return values
     halves = torch.from_numpy(np.ascontiguousarray(values)).view(-1)
+    if not beside:
+        return halves.float().view(values.shape).numpy()
     wide = torch.empty(halves.shape, dtype=torch.float32)
     for first in range(0, len(halves), SERIAL_ELEMENTS):
         wide[first : first + SERIAL_ELEMENTS].copy_(halves[first : first + SERIAL_ELEMENTS])

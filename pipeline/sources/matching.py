@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import Dataset
-from pipeline.errors import CacheMismatchError, ConfigError
+from pipeline.errors import CacheMismatchError, ConfigError, some
 from pipeline.identity import short
 from pipeline.sampler import Rows
 from pipeline.store import Cache
@@ -71,7 +71,7 @@ def match(cache: Cache, dataset: Dataset, split: str = "train", missing: str = "
     if len(absent) == len(rows):
         raise CacheMismatchError(
             f"{cache.address} has labels for none of the {len(rows)} {split} examples of {dataset.name} "
-            f"(asked for {_some(names)}; it holds {_some(cache.ids(split))}). It belongs to another dataset"
+            f"(asked for {some(names)}; it holds {some(cache.ids(split))}). It belongs to another dataset"
         )
     if names and missing == "error":
         raise CacheMismatchError(_missing_message(cache, dataset, split, names, len(rows)))
@@ -111,13 +111,13 @@ def _join(cache: Cache, dataset: Dataset, split: str, rows: Rows, entry_of: npt.
         entry = entries.get(str(dataset.ids[row]), NONE)
         if entry == NONE:
             continue
-        if digests[entry] != dataset.content_digest(row):
+        if digests[entry] != dataset.known_digest(row):
             changed.append(str(dataset.ids[row]))
         entry_of[row] = entry
     if changed:
         raise CacheMismatchError(
             f"{cache.address} was made from other data: {len(changed)} of {len(rows)} {split} examples of "
-            f"{dataset.name} have the id of a cached example and other content, among them {_some(changed)}. Dump "
+            f"{dataset.name} have the id of a cached example and other content, among them {some(changed)}. Dump "
             f"again (cache data {short(cache.identity['data']['digest'])}, this data {short(dataset.digest())})"
         )
 
@@ -131,10 +131,6 @@ def _missing_message(cache: Cache, dataset: Dataset, split: str, names: Sequence
     )
     return (
         f"{cache.address} has no {split} labels for {len(names)} of {total} examples of {dataset.name}, among them "
-        f"{_some(names)}.{hint} Dump again, or pass --missing skip (leave them out) or --missing hard (use their hard "
+        f"{some(names)}.{hint} Dump again, or pass --missing skip (leave them out) or --missing hard (use their hard "
         "labels)"
     )
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
+from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
 
@@ -63,7 +64,7 @@ class Buffers:
 
 
 class Window:
-    """Some parts side by side in memory, as they are stored. Parts are read one at a time, by ``load``."""
+    """Some parts side by side in memory, as they are stored."""
 
     def __init__(self, table: PartTable, entries: Rows, buffers: Buffers) -> None:
         self.table = table
@@ -72,28 +73,55 @@ class Window:
         sizes = table.sizes[self.parts]
         self.offset[self.parts] = np.cumsum(sizes) - sizes
         self.total = int(sizes.sum())
-        self.loaded = self.asked = 0
         self.buffers = buffers
         self.arrays: Arrays = {}
-        self._lock = threading.Lock()
+        self.asked = 0
+        self._changed = threading.Condition()
+        self._todo = set(range(len(self.parts)))
+        self._reading: set[int] = set()
 
     def load(self, parts: int) -> None:
-        """Read until ``parts`` of this window's parts are here. Any thread may do so."""
-        with self._lock:
-            while self.loaded < min(parts, len(self.parts)):
-                if not self.arrays:
-                    self.arrays = self.buffers.take(self.total)
-                number = int(self.parts[self.loaded])
-                start, size = int(self.offset[number]), int(self.table.sizes[number])
-                places = {name: values[start : start + size] for name, values in self.arrays.items()}
+        """Return when the first ``parts`` parts of this window are here.
+
+        Threads that call this at once read different parts, and wait for each other's. Raises what reading raises; a
+        part that failed is there to be tried again.
+        """
+        while (place := self._claim(parts)) is not None:
+            number = int(self.parts[place])
+            start, size = int(self.offset[number]), int(self.table.sizes[number])
+            places = {name: values[start : start + size] for name, values in self.arrays.items()}
+            try:
                 self.table.cache.read_part(self.table.records[number], places)
-                self.loaded += 1
+            except BaseException:
+                self._todo.add(place)
+                raise
+            finally:
+                with self._changed:
+                    self._reading.remove(place)
+                    self._changed.notify_all()
+
+    def _claim(self, parts: int) -> int | None:
+        """A part to read, the first that nobody reads; None when all of the first ``parts`` are here."""
+        with self._changed:
+            while True:
+                place = min(self._todo, default=parts)
+                if place < parts:
+                    self._todo.remove(place)
+                    self._reading.add(place)
+                    if not self.arrays:
+                        self.arrays = self.buffers.take(self.total)
+                    return place
+                if min(self._reading, default=parts) >= parts:
+                    return None
+                self._changed.wait()
 
     def release(self) -> None:
-        """Give the memory back."""
-        with self._lock:
-            self.buffers.give(self.arrays)
-            self.arrays, self.loaded = {}, len(self.parts)
+        """Give the memory back. Nothing is read into this window after that."""
+        with self._changed:
+            self._todo.clear()
+            if not self._reading:
+                self.buffers.give(self.arrays)
+            self.arrays = {}
 
     def slots(self, entries: Rows) -> Rows:
         """Where each entry (B,) lies in ``arrays``; entries of -1 (no labels) get slot 0, a placeholder."""
@@ -110,10 +138,15 @@ class _Stretch:
         self.window, self.start, self.stop = window, start, start + len(rows)
         self.entries = entries
 
+    @cached_property
+    def slots(self) -> Rows:
+        """Where the entry of each visit lies in the window, found for all of them together."""
+        return self.window.slots(self.entries)
+
     def gather(self, first: int, last: int) -> Arrays:
         """Stored arrays of the visits [first, last) of the epoch."""
         self.window.load(len(self.window.parts))
-        slots = self.window.slots(self.entries[first - self.start : last - self.start])
+        slots = self.slots[first - self.start : last - self.start]
         return {name: values.take(slots, axis=0) for name, values in self.window.arrays.items()}
 
 
@@ -158,17 +191,20 @@ def _stop(asked: SimpleQueue[tuple[Window, int] | None], closed: threading.Event
 class Batches:
     """(dataset rows (B,), stored arrays of B positions) of each batch of one epoch, from batch ``start`` on.
 
-    The first window is being read when this has been made; batches are gathered by whoever asks for them.
+    The first window is being read when this has been made; batches are gathered by whoever asks for them. ``buffers``
+    may serve one epoch after another.
     """
 
-    def __init__(self, cache: Cache, matching: Matching, order: Order, epoch: int, start: int, view: int) -> None:
-        coming = _stretches(PartTable(cache, matching.split, view), matching, order, epoch)
+    def __init__(
+        self, matching: Matching, order: Order, epoch: int, start: int, view: int, cache: Cache, buffers: Buffers
+    ) -> None:
+        coming = _stretches(PartTable(cache, matching.split, view), matching, order, epoch, buffers)
         begin = (order.rank + start * order.world) * order.batch_size
-        held = deque(itertools.islice((stretch for stretch in coming if stretch.stop > begin), 1))
+        self._held = deque(itertools.islice((stretch for stretch in coming if stretch.stop > begin), 1))
         self._loader = Loader("softlabels-labels")
-        for stretch in held:
+        for stretch in self._held:
             self._loader.ask(stretch.window, len(stretch.window.parts))
-        self._found = _gathered(order, epoch, start, coming, held, self._loader)
+        self._found = _gathered(order, epoch, start, coming, self._held, self._loader)
 
     def __iter__(self) -> Batches:
         return self
@@ -177,9 +213,11 @@ class Batches:
         return next(self._found)
 
     def close(self) -> None:
-        """End the thread that reads. May be called twice."""
+        """End the thread that reads, and give the memory back. May be called twice."""
         self._loader.close()
         self._found.close()
+        while self._held:
+            self._held.popleft().window.release()
 
 
 def _gathered(
@@ -204,9 +242,8 @@ def _gathered(
         yield rows, _joined(pieces)
 
 
-def _stretches(table: PartTable, matching: Matching, order: Order, epoch: int) -> Iterator[_Stretch]:
+def _stretches(table: PartTable, matching: Matching, order: Order, epoch: int, buffers: Buffers) -> Iterator[_Stretch]:
     start = 0
-    buffers = Buffers(table.cache)
     for _, rows in order.windows(epoch):
         entries = matching.entry_of[rows]
         yield _Stretch(Window(table, _some_known(entries, matching), buffers), start, rows, entries)

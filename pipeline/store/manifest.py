@@ -181,6 +181,7 @@ def _parse(found: dict[str, Any], where: str) -> Manifest:
         raise CacheFormatError(f"{where} has its labels in {store!r}; this release reads {' and '.join(STORES)}")
     if len(get(identity, "digest", str)) != 64:
         raise fail(f"the digest of the identity should be a sha256; found {identity['digest']!r}")
+    _check_identity(reader, identity)
     classes = reader.count(found, "classes", 1, MOST_CLASSES)
     description = get(found, "encoding", dict)
     try:
@@ -212,6 +213,17 @@ def _parse(found: dict[str, Any], where: str) -> Manifest:
         replay=replay,
         files=files,
     )
+
+
+def _check_identity(reader: _Reader, identity: Mapping[str, Any]) -> None:
+    """What everybody who uses a cache asks of its identity is there."""
+    teacher, data, views = (reader.get(identity, name, dict) for name in ("teacher", "data", "views"))
+    texts = ((identity, "preprocessing"), (teacher, "reference"), (teacher, "state"), (data, "digest"))
+    for place, name in (*texts, (views, "transform")):
+        reader.get(place, name, str)
+    reader.count(data, "examples", 0, MOST_ENTRIES)
+    reader.count(views, "count", 1, MOST_PARTS)
+    reader.get(views, "seed", int)
 
 
 def _feature(reader: _Reader, name: str, found: Any) -> FeatureSpec:

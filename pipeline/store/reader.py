@@ -6,6 +6,7 @@ the number of entries. A cache may be read from several threads at once.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,11 @@ class Cache:
             ParquetBackend("labels", specs) if self.manifest.store == "parquet" else self._zarr("labels.zarr", specs)
         )
         self._features = self._zarr("features.zarr", {n: f.array for n, f in self.manifest.features.items()})
-        self._groups: dict[tuple[str, int], tuple[PartRecord, ...]] = {}
         for record, part in zip(self.parts, layout.parts, strict=True):
             sealed = {path for path in record.files if ".zarr/" in path}
             if (record.part, set(record.files), set(record.seals)) != (part, self.paths(part.number), sealed):
                 raise files.corrupt(parts_file.PATH, f"part {part.number} is not what the manifest says")
-        for group in layout.groups:
-            key = (group.split, group.view)
-            self._groups[key] = ()
-        gathered: dict[tuple[str, int], list[PartRecord]] = {key: [] for key in self._groups}
+        gathered: dict[tuple[str, int], list[PartRecord]] = {(g.split, g.view): [] for g in layout.groups}
         for record in self.parts:
             gathered[record.split, record.view].append(record)
         self._groups = {key: tuple(records) for key, records in gathered.items()}
@@ -243,7 +240,9 @@ class Cache:
         import pyarrow.parquet as pq
 
         try:
-            return pq.read_table(pa.BufferReader(self._small(self.manifest.replay)))
+            # In this thread: one of Arrow's may still hold the buffer when the interpreter ends, which aborts it.
+            data = pa.BufferReader(self._small(self.manifest.replay))
+            return pq.ParquetFile(data, page_checksum_verification=True).read(use_threads=False)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self.files.unreadable(self.manifest.replay, error) from error
 
@@ -304,9 +303,8 @@ def _absent(files: Files) -> CacheNotFoundError | CacheIncompleteError:
     root = files.root
     if (root / "journal").is_dir() or any((root / name).exists() for name in (parts_file.PATH, "index")):
         return unfinished
-    if any(
-        p.is_dir() and p.name[len(root.name) + 1 :] != f"{MARK}old" for p in root.parent.glob(f".{root.name}{MARK}*")
-    ):
+    scratch = root.parent.glob(f".{glob.escape(root.name)}{MARK}*")
+    if any(p.is_dir() and not p.name.endswith(f"{MARK}old") for p in scratch):
         return unfinished
     if not root.exists():
         return CacheNotFoundError(f"there is no cache at {where}. Dump one there, or fetch it (dvc pull)")

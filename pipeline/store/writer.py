@@ -178,7 +178,7 @@ class CacheWriter:
             self._records[part.number] = record
         return record
 
-    def _write(self, path: str, data: bytes) -> FileRecord:
+    def _write(self, path: str, data: bytes) -> None:
         place = self.folder / path
         try:
             missing = [
@@ -192,7 +192,6 @@ class CacheWriter:
                 f"writing {place} failed: {error.strerror or error}. Put that right and run the same command again: "
                 "the parts that are done are kept"
             ) from error
-        return FileRecord.of(data)
 
     def finalise(self, manifest: Mapping[str, Any]) -> Manifest:
         """Check that every part is there, remove everything else, and write the manifest last.

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.configuration import REQUIRED, option
+from pipeline.configuration import REQUIRED, option, parse_arguments
+from pipeline.models import untrained
 from pipeline.sources.cached import LABELS, RESIDENT
 from pipeline.sources.matching import MISSING
 from pipeline.training.objective import LOSSES, Objective
@@ -93,6 +94,8 @@ class TrainConfig(Recipe):
             yield "give either --cache or --teacher: the labels come from one of them"
         if self.weights is not None and self.teacher is None:
             yield "--weights are the teacher's: they need --teacher"
+        if self.weights is None and self.teacher is not None:
+            yield from untrained(self.teacher, parse_arguments(self.teacher_args, "--teacher-args"))
         if not objective.alpha >= 0:
             yield f"--alpha should be 0 or more; found {objective.alpha}"
         if self.beta is None and objective.alpha > 1:

@@ -8,11 +8,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pipeline.datasets import Dataset
 from pipeline.sampler import Order, Rows
-from pipeline.views import EntryDataset, Views
+from pipeline.views import Views, input_loader
 
 AUTO_BYTES = 1 << 30
 KEEPING_BATCH = 256
@@ -54,15 +53,10 @@ class LoadedInputs:
     def __init__(self, dataset: Dataset, views: Views, device: torch.device, workers: int) -> None:
         self.device = device
         self._batches = EntryBatches()
-        self._loader: DataLoader[Tensor] = DataLoader(
-            EntryDataset(dataset, views),
-            batch_sampler=self._batches,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
-            # A generator of its own: opening an epoch must not draw from the state that dropout draws from, or a
-            # run resumed in the middle of an epoch would draw once more than one that was not.
-            generator=torch.Generator(),
+        # It draws from no global generator: a run resumed in the middle of an epoch, which opens that epoch once
+        # more, would end with other dropout.
+        self._loader = input_loader(
+            dataset, views, self._batches, workers, pin_memory=device.type == "cuda", persistent=True
         )
 
     def stream(self, order: Order, epoch: int, start: int, view: int) -> Iterator[Tensor]:

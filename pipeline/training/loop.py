@@ -29,7 +29,7 @@ from pipeline.sampler import Order
 from pipeline.training.interruption import Interruption
 from pipeline.training.objective import Terms
 from pipeline.training.optimisation import learning_rate, make_optimizer
-from pipeline.training.recipe import OUTCOME_FREE, Recipe
+from pipeline.training.recipe import Recipe, outcome_options
 from pipeline.training.state import Position, load_state, save_state
 from pipeline.training.task import Task
 
@@ -113,8 +113,7 @@ class _Fit:
         self.losses = _Losses()
         self.examples = 0
         self.saved_at = self.logged_at = time.monotonic()
-        described = {k: v for k, v in recipe.as_dict().items() if k not in OUTCOME_FREE}
-        self.signature = digest([described, seed, self.order.examples])
+        self.signature = digest([outcome_options(recipe), seed, self.order.examples])
         torch.manual_seed(seed)
         if state is not None and (loaded := load_state(state, self.signature, model, self.optimizer, task.device)):
             self.position, self.best = loaded.position, loaded.best
@@ -234,8 +233,8 @@ class _Fit:
                     self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         if not all(math.isfinite(value) for value in record.values()):
             raise ModelError(
-                f"{description}: loss or outputs were no longer finite in epoch {position.epoch}. Lower --lr (found "
-                f"{self.recipe.lr:g}), or look at the inputs"
+                f"{description}: loss or outputs were no longer finite in epoch {position.epoch + 1}. Lower --lr "
+                f"(found {self.recipe.lr:g}), or look at the inputs"
             )
         position.history.append(record)
         self.losses = _Losses()

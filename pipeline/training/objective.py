@@ -44,16 +44,9 @@ class Objective:
         if soft is not None and self.alpha:
             rows = self._soft(logits, soft)
             soft_sum = (rows if has_soft is None else rows * has_soft).sum()
-        if hard_sum is None or soft_sum is None:
-            only = (
-                self.alpha * soft_sum
-                if soft_sum is not None
-                else self.beta * hard_sum
-                if hard_sum is not None
-                else None
-            )
-            return Terms(logits.sum() * 0 if only is None else only, hard_sum, soft_sum)
-        return Terms(self.alpha * soft_sum + self.beta * hard_sum, hard_sum, soft_sum)
+        pairs = ((self.alpha, soft_sum), (self.beta, hard_sum))
+        weighed = [weight * value for weight, value in pairs if value is not None]
+        return Terms(sum(weighed[1:], start=weighed[0]) if weighed else logits.sum() * 0, hard_sum, soft_sum)
 
     def _soft(self, logits: Tensor, soft: SoftLabels) -> Tensor:
         if self.loss == "kl":

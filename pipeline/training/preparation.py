@@ -12,14 +12,14 @@ from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import resolve_device, use_threads
 from pipeline.errors import CacheMismatchError, ConfigError
-from pipeline.models import build_model, check_model, load_weights, state_digest
+from pipeline.models import check_model, load_model, state_digest
 from pipeline.sampler import Rows, blocks_of
 from pipeline.sources import CachedLabels, LabelSource, LiveTeacher, match, replay_views
 from pipeline.sources.replay import recorded_views
 from pipeline.store import Cache, open_cache
 from pipeline.training.config import DEFAULT_BLOCK, TrainConfig
 from pipeline.training.inputs import make_inputs
-from pipeline.training.task import Task, keep_labels, repeated, view_numbers, without_class
+from pipeline.training.task import Task, data_lineage, keep_labels, repeated, view_numbers, without_class
 from pipeline.views import Views, check_replay, check_views, make_views
 
 
@@ -72,7 +72,7 @@ def prepare(config: TrainConfig) -> Prepared:
         blocks = blocks_of(visits, positions // (config.block or DEFAULT_BLOCK))
     task = make_task(dataset, views, blocks, hard, config, device, train_views=train_views, source=source)
     lineage = {
-        "data": dataset.digest(),
+        **data_lineage(dataset),
         "cache": cache.digest if cache is not None else None,
         "teacher": teacher if cache is None else cache.identity["teacher"],
         "views": {"transform": views.description, "seed": views.seed, "trained_on": list(train_views)},
@@ -150,18 +150,11 @@ def _check_replay(cache: Cache, views: Views, dataset: Dataset) -> None:
 def _live(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[LiveTeacher, dict[str, Any]]:
     """The teacher that runs beside the student, checked, and what it is."""
     arguments = parse_arguments(config.teacher_args, "--teacher-args")
-    classes = len(dataset.classes)
-    model = build_model(str(config.teacher), arguments, classes=classes, input_shape=dataset.input_shape)
-    if config.weights is not None:
-        metadata = load_weights(model, config.weights)
-        names = metadata.get("class_names")
-        if names is not None and tuple(names) != tuple(dataset.classes):
-            raise ConfigError(
-                f"--weights {config.weights} were trained on other classes than those of {dataset.name}, or in another "
-                "order"
-            )
+    classes, whose = len(dataset.classes), f"teacher {config.teacher}"
+    model = load_model(str(config.teacher), arguments, config.weights, dataset, whose=whose)
     teacher = LiveTeacher(model, classes, device=device)
-    check_model(teacher.model, classes=classes, example_input=dataset.prepare(dataset.load(0))[None].to(device))
+    example = dataset.prepare(dataset.load(0))[None].to(device)
+    check_model(teacher.model, classes=classes, example_input=example, class_names=dataset.classes, whose=whose)
     return teacher, {"reference": config.teacher, "args": arguments, "state": state_digest(model)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.configuration import Config, option
 
@@ -11,6 +12,14 @@ OUTCOME_FREE = frozenset(
     {"out", "device", "workers", "threads", "resident", "resident_inputs", "checkpoint_every", "overwrite", "compile"}
 )
 """Options that decide how a result is reached, not what it is: left out of its identity."""
+
+ADDRESSES = frozenset({"cache", "weights"})
+"""Options that say where something lies. What lies there counts, by its digest."""
+
+
+def outcome_options(config: Config) -> dict[str, Any]:
+    """The options of a training run that decide its outcome, as JSON values."""
+    return {k: v for k, v in config.as_dict().items() if k not in OUTCOME_FREE | ADDRESSES}
 
 
 @dataclass(frozen=True, kw_only=True)

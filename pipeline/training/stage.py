@@ -16,16 +16,17 @@ from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
 from pipeline.identity import digest, short
 from pipeline.models import build_model, check_model, save_weights, state_digest
+from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Fitted, fit
-from pipeline.training.output import json_bytes, read_finished, write_beside
 from pipeline.training.preparation import Prepared, prepare
-from pipeline.training.recipe import OUTCOME_FREE, Recipe
-from pipeline.workspace import Workspace, write_atomic
+from pipeline.training.recipe import Recipe, outcome_options
+from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
 RECORD = "run.json"
 SEED_RECORD = "seed.json"
+STATE = "state.safetensors"
 FORMAT = 1
 
 
@@ -71,6 +72,8 @@ def run(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
     out = Path(config.out)
     prepared = prepare(config)
     identity = run_identity(config, prepared.lineage)
+    if config.overwrite:
+        refuse_strangers(out, (RECORD, "seed-*"))
     found = read_finished(out, RECORD, identity, overwrite=config.overwrite)
     if found is not None:
         report = TrainReport(str(config.out), identity, found["seeds"], found["lineage"])
@@ -93,8 +96,7 @@ def run(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
 
 def run_identity(config: Recipe, lineage: dict[str, Any]) -> str:
     """Digest of everything that decides the outcome: options but for where and how fast, and the lineage."""
-    options = {k: v for k, v in config.as_dict().items() if k not in OUTCOME_FREE | {"cache", "weights"}}
-    return digest({"options": options, "lineage": lineage})
+    return digest({"options": outcome_options(config), "lineage": lineage})
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -128,10 +130,8 @@ def _all_seeds(
             "lineage": prepared.lineage,
         }
         write_atomic(folder / RECORD, json_bytes(finished))
-    # Only now: a kill before the record is there must not send finished seeds back to their first step. Partial files
-    # are what a kill in the middle of a write leaves behind.
-    for scratch in (*folder.glob(f"seed-*/{SEED_RECORD}"), *folder.rglob("*.partial")):
-        scratch.unlink()
+    # Only now: a kill before the record is there must not send finished seeds back to their first step.
+    clear_scratch(folder)
     return list(finished["seeds"]), timings
 
 
@@ -146,7 +146,7 @@ def _one_seed(
     dataset = prepared.dataset
     model = initial_student(config, dataset, seed)
     check_model(model, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])
-    state = folder / "state.safetensors"
+    state = folder / STATE
     name = f"{Path(config.out).name}, seed {seed}"
     fitted = fit(model, prepared.task, config, seed=seed, state=state, progress=progress, description=name)
     record = {
@@ -164,11 +164,18 @@ def _one_seed(
     metadata = {**model_metadata(config.student, arguments, dataset), "seed": seed, "cache": prepared.lineage["cache"]}
     save_model(folder, model, metadata, fitted)
     write_atomic(done, json_bytes({"identity": str(seed), "record": record}))
-    state.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)  # a run of many seeds should not hold all of their states
     return record, {
         "seconds": round(fitted.seconds, 3),
         "examples_per_second": round(fitted.examples / max(fitted.seconds, 1e-9), 1),
     }
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what only a run that goes on needs: training states, records of single seeds, files half written."""
+    for name in (STATE, SEED_RECORD, "*.partial"):
+        for scratch in folder.rglob(name):
+            scratch.unlink()
 
 
 def initial_student(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Module:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pipeline.datasets import Dataset
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, some
+from pipeline.identity import SPLITS, digest, digest_array
+from pipeline.losses.response import NO_LABEL
 from pipeline.sampler import Rows
 from pipeline.sources import LabelSource
 from pipeline.training.inputs import Inputs
 from pipeline.training.objective import Objective
-
-NO_LABEL = -1
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,21 @@ class Task:
     def examples(self) -> int:
         """Visits of one epoch."""
         return sum(len(block) for block in self.blocks)
+
+
+def data_lineage(dataset: Dataset) -> dict[str, Any]:
+    """What a model is trained and chosen on, as JSON values: part of the identity of a run.
+
+    The data digest leaves hard labels out, for a cache outlives their correction. A student does not: those of the
+    training and validation splits count here.
+    """
+    labels = np.where(np.asarray(dataset.splits) == SPLITS.index("test"), NO_LABEL, dataset.labels)
+    return {
+        "data": dataset.digest(),
+        "hard_labels": digest_array(labels.astype(np.int64)),
+        "class_names": digest(list(dataset.classes)),
+        "preprocessing": dataset.preprocessing,
+    }
 
 
 def view_numbers(text: str, available: Sequence[int]) -> tuple[int, ...]:
@@ -99,7 +115,7 @@ def without_class(dataset: Dataset, rows: Rows, name: str | None) -> Rows:
     if not name:
         return rows
     if name not in dataset.classes:
-        known = ", ".join(dataset.classes[:10]) + (", ..." if len(dataset.classes) > 10 else "")
+        known = some(dataset.classes, 10)
         raise ConfigError(f"--omit-class should be a class of {dataset.name} ({known}); found {name!r}")
     return np.asarray(rows[np.asarray(dataset.labels)[rows] != dataset.classes.index(name)], dtype=np.int64)
 

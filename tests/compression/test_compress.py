@@ -139,3 +139,9 @@ def test_a_run_of_another_release_is_refused(small: SmallPipeline, tmp_path: Pat
 def test_wrong_options(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         CompressConfig(**{"runs": (tmp_path,), "out": tmp_path / "out", **change})
+
+
+def test_a_folder_of_other_files_is_not_replaced(small: SmallPipeline, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"holds thesis\.tex"):
+        compression.run(config(small, tmp_path))

@@ -90,6 +90,11 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_operator_set_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="--opset 99"):
+        export_onnx(nn.Flatten(), SHAPE, tmp_path / "no.onnx", opset=99, metadata={})
+
+
 def test_int8_is_unsigned_activations_and_signed_weights_per_channel(quantised: Path) -> None:
     proto = onnx.load(quantised)
     kinds = {i.data_type for i in proto.graph.initializer}

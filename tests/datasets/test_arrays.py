@@ -81,6 +81,10 @@ def test_the_digest_sees_content_order_and_ids_but_no_labels(tmp_path: Path) -> 
     assert len({base, digest(x=X + 1, y=Y), digest(x=X[::-1], y=Y), digest(x=X.astype(np.float64), y=Y)}) == 4
 
 
+def test_other_arrays_in_the_archive_do_no_harm(tmp_path: Path) -> None:
+    assert len(load_dataset(saved(tmp_path, x=X, y=Y, mean=X.mean(0), logits=X))) == 6
+
+
 def test_it_is_pickled_without_its_data(tmp_path: Path) -> None:
     x = np.zeros((1000, 100), np.float32)
     dataset = load_dataset(saved(tmp_path, x=x, y=np.zeros(1000, int)))
@@ -94,6 +98,8 @@ def test_it_is_pickled_without_its_data(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"y": Y}, "should hold x"),
+        ({"x": X, "labels": Y}, "holds 'labels', which is not read: call it 'y'"),
+        ({"x": X, "y": Y, "splits": np.array(["test"] * 6)}, "holds 'splits', .*call it 'split'"),
         ({"x": X[:, 0], "y": Y}, r"x should be an array of numbers \(N, ...\), found float32 \(6,\)"),
         ({"x": X.astype("U3"), "y": Y}, "x should be an array of numbers"),
         ({"x": X, "y": Y[:3]}, r"y should have shape \(6,\) like x, found \(3,\)"),

@@ -196,3 +196,11 @@ def test_linked_class_folders_are_followed_once(folder: Path, tmp_path: Path) ->
     os.symlink(folder, folder / "cat" / "loop")
     dataset = load_dataset(f"images:{folder}", {"size": 8})
     assert dataset.ids == ["ant/x.PNG", "bee/z.png", "cat/a.jpg", "cat/b.png", "dog/deep/y.png"]
+
+
+def test_a_link_to_a_folder_whose_name_begins_alike_is_no_loop(tmp_path: Path) -> None:
+    picture(tmp_path / "cats" / "z.png", 5)
+    picture(tmp_path / "cats-and-dogs" / "dog" / "y.png", 6)
+    os.symlink(tmp_path / "cats", tmp_path / "cats-and-dogs" / "cat")
+    dataset = load_dataset(f"images:{tmp_path / 'cats-and-dogs'}", {"size": 8})
+    assert dataset.ids == ["cat/z.png", "dog/y.png"]

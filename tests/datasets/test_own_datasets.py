@@ -220,6 +220,24 @@ def test_the_calls_to_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no dataset 'Mnist'; it has Trained, Split"):
         load_dataset("torchvision:Mnist")
 
+    class WithoutTest(Split):
+        def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+            if split == "test":
+                raise ValueError("unknown split")
+            Trained.__init__(self, root, split == "train", download)
+
+    class Unreachable(Split):
+        def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+            if split == "val":
+                raise RuntimeError("the download failed")
+            super().__init__(root, split, download)
+
+    stand_in.Split, stand_in.Trained = WithoutTest, Unreachable  # type: ignore[attr-defined]
+    held = load_dataset("torchvision:Split", {"size": 4, "channels": 1})
+    assert [len(held.rows(s)) for s in ("train", "validation", "test")] == [40, 4, 0]
+    with pytest.raises(DataError, match="val: the download failed"):
+        load_dataset("torchvision:Trained", {"size": 4, "channels": 1})
+
 
 def test_torchvision_itself() -> None:
     pytest.importorskip("torchvision")

@@ -197,6 +197,24 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
             act()
 
 
+def test_a_folder_is_no_file_and_bytes_at_random_are_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a folder \(it holds no"):
+        load_weights(small(), tmp_path)
+    save_weights(tmp_path / "m.safetensors", small())
+    with pytest.raises(ModelError, match=r"is a folder \(it holds m\.safetensors\)"):
+        load_weights(small(), tmp_path)
+    (tmp_path / "notes.pt").write_text("s: [a, b]\n")
+    with pytest.raises(ModelError, match="was not loaded"):
+        load_weights(small(), tmp_path / "notes.pt")
+
+
+def test_the_advice_of_torch_to_load_without_its_guard_is_not_passed_on(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "m.pt")
+    with pytest.raises(ModelError) as raised:
+        load_weights(small(), tmp_path / "m.pt")
+    assert "it names pipeline.models" in str(raised.value) and "weights_only" not in str(raised.value)
+
+
 def test_metadata_that_lies_is_no_metadata(tmp_path: Path) -> None:
     tensors = small().state_dict()
     for text in ('"text"', '{"metadata": 3, "aliases": [1]}', '{"aliases": {"head.bias": "nowhere", "x": "y"}}'):

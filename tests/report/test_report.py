@@ -143,6 +143,9 @@ def test_a_second_page_replaces_the_first(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "curves.png").is_file()
     draw(world, tmp_path / "out", runs=())
     assert not (tmp_path / "out" / "curves.png").exists()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"holds thesis\.tex"):
+        draw(world, tmp_path / "out")
 
 
 def test_costs_are_told_apart_as_measured_and_computed(tmp_path: Path) -> None:
@@ -234,6 +237,20 @@ def test_wrong_options(tmp_path: Path) -> None:
         ReportConfig(out=tmp_path)
     with pytest.raises(ConfigError, match="distinct"):
         ReportConfig(evaluations=(tmp_path,), runs=(tmp_path / "a" / "x", tmp_path / "b" / "x"), out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("teacher", Path("no"), r"no/report\.json should be what fit-teacher recorded"),
+        ("cache", Path("no"), r"no/manifest\.json should be the manifest of a cache"),
+        ("compressed", Path("no"), r"no/table\.json should be what softlabels compress measured"),
+        ("runs", (Path("no"),), r"no/run\.json should be the record of a training run"),
+    ],
+)
+def test_a_directory_that_was_named_and_is_not_there(tmp_path: Path, option: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        report.run(ReportConfig(**{"evaluations": (tmp_path,), "out": tmp_path / "out", option: value}))
 
 
 def test_the_front_is_what_nothing_beats() -> None:

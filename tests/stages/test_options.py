@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,6 +93,15 @@ def test_a_summary_line_without_json() -> None:
     assert result.stdout == "o: done\n"
 
 
+def test_a_command_lists_its_own_options_before_those_it_shares() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class More(Settings):
+        student: str = option("mlp", "which model")
+
+    names = [found.name for found in options_of(More)]
+    assert names == ["student", *(found.name for found in options_of(Settings))]
+
+
 def test_help_gives_choices_defaults_and_repetition() -> None:
     text = " ".join(invoke("-h").stdout.split())
     assert "A stage." in text and "[kl|logits]" in text and "[default: 1.0, 4.0]" in text and "[default: 0.1]" in text
@@ -122,6 +132,20 @@ def failing(error: BaseException) -> Callable[..., Any]:
 def test_a_named_error_is_status_1_and_one_message() -> None:
     result = invoke("--out", "o", run=failing(CacheMismatchError("another teacher")))
     assert result.exit_code == 1 and result.stderr == "error: another teacher\n" and result.stdout == ""
+
+
+def test_a_disk_that_does_not_take_it_is_status_1_and_a_missing_file_in_our_code_a_bug() -> None:
+    result = invoke("--out", "o", run=failing(OSError(errno.EROFS, "Read-only file system", "/mnt/o")))
+    assert result.exit_code == 1
+    assert result.stderr == "error: /mnt/o: Read-only file system. Put that right and run the same command again\n"
+    result = invoke("--out", "o", run=failing(FileNotFoundError(errno.ENOENT, "No such file", "gone")))
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize(("out", "status"), [("s3://bucket/run", 2), ("file:///tmp/run", 2), ("C:/run", 0)])
+def test_the_output_is_a_local_directory(out: str, status: int) -> None:
+    result = invoke("--out", out)
+    assert result.exit_code == status and ("--out should be a local directory" in result.stderr) == bool(status)
 
 
 def test_an_interrupt_is_status_130_and_says_how_to_go_on() -> None:
@@ -196,6 +220,8 @@ def test_names_in_paths_are_filled_from_lists(tmp_path: Path) -> None:
     assert parsed("--runs", "runs/{students}")["runs"] == ["runs/{students}"]
     result = invoke("--out", "o", "--each", str(path), "--runs", "runs/{seed}")
     assert result.exit_code == 2 and "students, methods" in result.stderr
+    result = invoke("--out", "o", "--each", f"{path}.missing", "--runs", "runs/{seed}")
+    assert result.exit_code == 2 and "--each should name a file" in result.stderr
 
 
 def test_a_parameter_file_cannot_make_objects(tmp_path: Path) -> None:

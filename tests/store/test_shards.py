@@ -144,3 +144,7 @@ def test_more_rows_than_a_file_could_hold_are_refused_before_memory_is_asked_for
             Shard(plan, LocalFiles(tmp_path), "s", 10_000, 2**10).read()
         with pytest.raises(CacheCorruptError, match="cannot hold"):
             Shard(plan, LocalFiles(tmp_path), "s", 10_000, 2**10).read_rows(np.arange(3))
+        # A row is small, and the chunk that it is said to lie in is not.
+        plan = ShardPlan((), "float32", 1, 2**40, 2**40, codec == "zstd")
+        with pytest.raises(CacheCorruptError, match="cannot hold"):
+            Shard(plan, LocalFiles(tmp_path), "s", 10_000, 3).read_rows(np.arange(3))

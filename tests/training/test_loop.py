@@ -147,7 +147,7 @@ def test_patience_stops_and_best_weights_are_kept(config: Make) -> None:
 
 
 def test_a_loss_that_explodes_is_named(config: Make) -> None:
-    with pytest.raises(ModelError, match=r"no longer finite in epoch 0. Lower --lr \(found 1e\+30"):
+    with pytest.raises(ModelError, match=r"no longer finite in epoch 1. Lower --lr \(found 1e\+30"):
         train(config(lr=1e30, optimizer="sgd"), student(norm=False))
 
 

@@ -28,6 +28,7 @@ OUT = Path("run")
         ({"alpha": 0.5}, "name a --cache or a --teacher"),
         ({"cache": "c", "teacher": "mlp-4"}, "either --cache or --teacher"),
         ({"weights": Path("w")}, "need --teacher"),
+        ({"teacher": "mlp-4"}, "has random weights: name its --weights"),
         ({"cache": "c", "alpha": -1.0}, "--alpha should be 0 or more"),
         ({"cache": "c", "alpha": 1.5}, "or --beta given"),
         ({"beta": -0.1}, "--beta should be 0 or more"),

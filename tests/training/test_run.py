@@ -131,6 +131,9 @@ def test_another_run_or_strangers_files_are_not_overwritten(config: Make) -> Non
     (out / "run.json").write_text("not json")
     with pytest.raises(ConfigError, match="holds other files"):
         run(config(epochs=2))
+    (out / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"holds notes\.txt"):
+        run(config(epochs=2, overwrite=True))
 
 
 def test_two_processes_do_not_write_one_run(config: Make) -> None:
@@ -182,3 +185,42 @@ def test_students_of_one_seed_start_from_the_same_weights_whatever_teaches_them(
         load_weights(model, Path(made.out) / "seed-0" / "model.safetensors")
         states.append(model.state_dict())
     torch.testing.assert_close(*states, rtol=0, atol=1e-8)
+
+
+def test_a_corrected_label_is_another_run(config: Make, shared: Path, tmp_path: Path) -> None:
+    identities = []
+    for split in (None, "test", "train", "validation"):
+        archive = dict(np.load(shared / "data.npz"))
+        if split:
+            row = int(np.flatnonzero(archive["split"] == split)[0])
+            archive["y"][row] = (archive["y"][row] + 1) % 3
+        np.savez(tmp_path / "labels.npz", **archive)
+        options = config(data=f"arrays:{tmp_path / 'labels.npz'}", epochs=1, overwrite=True)
+        identities.append(run(options).identity)
+    assert identities[0] == identities[1], "test labels are not trained on"
+    assert len(set(identities)) == 3
+
+
+def test_a_run_goes_on_though_its_cache_was_moved(config: Make, make_cache: Callable[..., str], tmp_path: Path) -> None:
+    first = config(cache=make_cache("here"))
+    with pytest.raises(KeyboardInterrupt):
+        run(first, Stopping(9))
+    (tmp_path / "here").rename(tmp_path / "there")
+    run(config(cache=str(tmp_path / "there")))
+    moved = contents(Path(first.out) / "seed-0")
+    run(config(cache=str(tmp_path / "there"), out=tmp_path / "whole"))
+    assert moved == contents(tmp_path / "whole" / "seed-0")
+
+
+def test_a_training_state_is_never_part_of_a_run(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: Workspace) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Workspace, "commit", killed)
+        run(config())
+    out = Path(config().out)
+    (scratch,) = out.parent.glob(".run.softlabels-*/seed-0")
+    (scratch / "state.safetensors").touch()
+    run(config())
+    assert {p.name for p in (out / "seed-0").iterdir()} == {"model.safetensors", "history.json"}

@@ -1,4 +1,4 @@
-"""What training stages share about their output directories: found finished, refused, or free."""
+"""What stages share about their output directories: found finished, refused, or free; and how they write JSON."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ def read_finished(out: Path, record: str, identity: str, *, overwrite: bool) -> 
         return found
     if overwrite or not out.is_dir() or not any(out.iterdir()):
         return None
-    what = f"the result {short(str(found['identity']))}" if found and "identity" in found else "other files"
+    if found is None or "identity" not in found:
+        raise ConfigError(f"--out {out} holds other files than the result of such a run. Name another place")
     raise ConfigError(
-        f"--out {out} holds {what}, this run would make {short(identity)}. Name another place, or --overwrite it"
+        f"--out {out} holds the result {short(str(found['identity']))}, this run would make {short(identity)}. Name "
+        "another place, or --overwrite it"
     )
 
 
@@ -42,6 +44,6 @@ def write_beside(out: Path, report: dict[str, Any], *, again: bool = False) -> N
         write_atomic(path, json_bytes(report))
 
 
-def json_bytes(value: Any) -> bytes:
-    """Indented UTF-8 JSON that ends in a newline. Raises ValueError on NaN."""
-    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+def json_bytes(value: Any, indent: int | None = 2) -> bytes:
+    """UTF-8 JSON that ends in a newline, keys in the order given. Raises ValueError on NaN."""
+    return (json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n").encode()

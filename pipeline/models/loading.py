@@ -1,0 +1,42 @@
+"""A model with its weights, refused where the file says that they belong to other classes or other inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.datasets import Dataset
+from pipeline.errors import ModelError
+from pipeline.models.building import build_model
+from pipeline.models.checks import check_class_names
+from pipeline.models.weights import load_weights
+
+
+def load_model(
+    reference: str, arguments: Mapping[str, Any], weights: str | Path | None, dataset: Dataset, *, whose: str
+) -> nn.Module:
+    """``build_model`` for ``dataset`` with the weights of a file, if one is named; ``whose`` is for messages.
+
+    Raises ConfigError or ModelError: what ``build_model`` and ``load_weights`` raise, and weights that say of
+    themselves that they were trained on other classes, another order of them, or inputs prepared in another way.
+    """
+    model = build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
+    if weights is not None:
+        check_metadata(load_weights(model, weights), dataset, f"{whose} ({weights})")
+    return model
+
+
+def check_metadata(metadata: Mapping[str, Any], dataset: Dataset, whose: str) -> None:
+    """Raise ModelError when what a file of weights says of itself does not fit ``dataset``; silence fits everything."""
+    names = metadata.get("class_names")
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    check_class_names(names if named else None, dataset.classes, whose)
+    declared = metadata.get("preprocessing")
+    if declared is not None and declared != dataset.preprocessing:
+        raise ModelError(
+            f"{whose} was trained on inputs prepared as '{declared}'; {dataset.name} prepares them as "
+            f"'{dataset.preprocessing}'. Prepare them alike, or use weights that were trained so"
+        )
