@@ -56,18 +56,14 @@ def run(settings: Settings) -> Table:
         "Encodings",
         found,
         (
-            "Bytes of the label files alone, holes, checksums and padding included; the index adds some 40 bytes "
-            "per entry, mostly its "
-            "sha256. KL is from the teacher's distribution to the stored one, the mean over entries; the residual "
-            "of top-k is spread "
-            "evenly over the dropped classes.",
+            "Bytes of the label files alone, holes, checksums and padding included; the index adds some 40 bytes per "
+            "entry, mostly its sha256. KL is from the teacher's distribution to the stored one, the mean over "
+            "entries; the residual of top-k is spread evenly over the dropped classes.",
             f"Digits: the teacher that `fit-teacher` makes ({accuracy}), the plain view of all 1,797 images.",
             f"1,000 classes: {rows:,} synthetic rows, no real teacher. A class is a random direction in 64 "
-            "dimensions, an example "
-            "its class's direction plus noise of random strength, a logit 20 times the cosine between the two. The "
-            "largest "
-            f"probability of a row averages {confidence.mean():.2f} (a tenth of the rows lie below "
-            f"{np.quantile(confidence, 0.1):.2f}).",
+            "dimensions, an example its class's direction plus noise of random strength, a logit 20 times the cosine "
+            f"between the two. The largest probability of a row averages {confidence.mean():.2f} (a tenth of the rows "
+            f"lie below {np.quantile(confidence, 0.1):.2f}).",
         ),
     )
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run(settings: Settings) -> Table:
     """Peak memory at 1x and 10x the rows."""
-    once = settings.pick(8_192, 512)
+    once = settings.pick(16_384, 512)
     found: list[Row] = []
     for stage in STAGES:
         small, large = (alone(stage, settings.scratch / str(rows), rows) for rows in (once, 10 * once))
@@ -42,8 +42,8 @@ def run(settings: Settings) -> Table:
         found,
         (
             f"Each figure is one fresh process (VmHWM). Parts of {PART} rows, windows of 8 parts; examples are made "
-            "on the fly and "
-            "inputs are not kept (`--resident-inputs none`), so that what would grow is what the pipeline holds.",
+            "on the fly and inputs are not kept (`--resident-inputs none`), so that what would grow is what the "
+            "pipeline holds.",
             f"Keeping all labels of the larger run decoded would take {labels:,.0f} MB.",
         ),
     )

@@ -103,12 +103,10 @@ def run(settings: Settings) -> Table:
         found,
         (
             "An epoch through `CachedLabels.stream`: whole parts in random order, rows shuffled within windows of 8 "
-            "parts, "
-            "checksums checked, decoded to float32 tensors. The memmap gather, `mmap[rows]`, takes rows anywhere and "
-            "leaves them float16, unchecked.",
+            "parts, checksums checked, decoded to float32 tensors. The memmap gather, `mmap[rows]`, takes rows "
+            "anywhere and leaves them float16, unchecked.",
             "All files were in the page cache, except where it says cold: there they were dropped from it before "
-            "each round "
-            "(posix_fadvise). The disk of a virtual machine may keep a cache of its own.",
+            "each round (posix_fadvise). The disk of a virtual machine may keep a cache of its own.",
             f"Parts hold {large.manifest.layout.part_size:,} rows where nothing else is said: the default of `dump`.",
         ),
     )

@@ -56,19 +56,14 @@ def run(settings: Settings) -> Table:
         found,
         (
             f"{rows:,} examples of 1,000 classes, float16, in parts of {PART:,}: an epoch is {rows // BATCH} steps "
-            "and reads "
-            f"{max(1, rows // PART // 8)} windows of 8 parts, whose cost, like that of opening each epoch, is in the "
-            "steps. "
-            f"Files in the page cache, {torch.get_num_threads()} threads of torch, so that reading competes with the "
-            "student for cores.",
+            f"and reads {max(1, rows // PART // 8)} windows of 8 parts, whose cost, like that of opening each epoch, "
+            f"is in the steps. Files in the page cache, {torch.get_num_threads()} threads of torch, so that reading "
+            "competes with the student for cores.",
             "A step gathers its inputs from RAM, runs the student forward and back, and updates it with SGD. "
-            "Distillation is "
-            f"T^2 KL at T = {TEMPERATURE:g}; labels in RAM are one float32 tensor of all of them, from which a step "
-            "gathers its rows "
-            "as it gathers its inputs.",
+            f"Distillation is T^2 KL at T = {TEMPERATURE:g}; labels in RAM are one float32 tensor of all of them, "
+            "from which a step gathers its rows as it gathers its inputs.",
             "Students are residual networks of linear layers, as deep as the named cross-entropy step needs on this "
-            "machine; the "
-            "live teacher has ten times the student's layers.",
+            "machine; the live teacher has ten times the student's layers.",
         ),
     )
 

@@ -105,6 +105,17 @@ class _Layer(nn.Module):
         return x + 0.1 * torch.relu(self.linear(x))
 
 
+class _Repeated(nn.Module):
+    def __init__(self, width: int, times: int) -> None:
+        super().__init__()
+        self.layer, self.times = _Layer(width), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.layer(x)
+        return x
+
+
 def network(width: int = 256, depth: int = 1, classes: int = 1000) -> nn.Module:
     """A network whose cost is chosen: ``depth`` residual layers of ``width``. The same weights every time."""
     with torch.random.fork_rng(devices=[]):
@@ -113,11 +124,23 @@ def network(width: int = 256, depth: int = 1, classes: int = 1000) -> nn.Module:
         return nn.Sequential(nn.Linear(FEATURES, width), *layers, nn.Linear(width, classes))
 
 
-def depth_for(target: float, width: int, call: Callable[[nn.Module], Callable[[], object]]) -> int:
-    """The depth at which ``call(network)()`` takes about ``target`` seconds on this machine."""
+def repeated(width: int = 256, depth: int = 1, classes: int = 1000) -> nn.Module:
+    """One layer, ``depth`` times over: much arithmetic for few weights, as convolutions have."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(FEATURES, width), _Repeated(width, depth), nn.Linear(width, classes))
+
+
+def depth_for(
+    target: float,
+    width: int,
+    call: Callable[[nn.Module], Callable[[], object]],
+    make: Callable[[int, int], nn.Module] = network,
+) -> int:
+    """The depth at which ``call(make(width, depth))()`` takes about ``target`` seconds on this machine."""
 
     def taken(depth: int) -> float:
-        action = call(network(width, depth))
+        action = call(make(width, depth))
         times = []
         for _ in range(8):
             began = time.perf_counter()

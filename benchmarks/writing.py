@@ -78,10 +78,8 @@ def run(settings: Settings) -> Table:
         found,
         (
             "The cache starts from float32 logits: it is encoded, cut into chunks with their crc32c, hashed "
-            "(sha256), written, "
-            "fsynced and journalled with its index, part by part in one thread, and finalised. The files per sample "
-            "start "
-            "from float16 and are left in the page cache, as torchdistill left them.",
+            "(sha256), written, fsynced and journalled with its index, part by part in one thread, and finalised. "
+            "The files per sample start from float16 and are left in the page cache, as torchdistill left them.",
             f"Written to {filesystem(settings.scratch)}.",
         ),
     )
