@@ -24,13 +24,15 @@ from pipeline.store import CacheWriter, IndexRows, Part
 from pipeline.views import Entry, input_loader
 
 SAMPLED_ENTRIES_PER_PART = 256
-WAITING_BYTES = 128 << 20
+WAITING_BATCHES = 64
+WAITING_BYTES = 64 << 20
 """Logits and features that may wait for the writer: writing a part takes as long as many forward passes."""
 
 
 def entries_of(dataset: Dataset, part: Part) -> npt.NDArray[np.int64]:
     """The dataset rows (entries,) of one part, in the order in which they are stored."""
-    return dataset.rows(part.split)[part.first : part.first + part.entries]
+    # A copy: a slice would keep the rows of the whole split, once for each part that waits to be written.
+    return dataset.rows(part.split)[part.first : part.first + part.entries].copy()
 
 
 def forward(job: Job, inputs: Tensor) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float16]]]:
@@ -68,7 +70,8 @@ def write_parts(job: Job, writer: CacheWriter, progress: Progress) -> float:
                 logits, features = forward(job, inputs)
                 seconds += time.perf_counter() - began
                 pending.append(pool.submit(building.add, first, logits, features))
-                most = max(2, WAITING_BYTES // (logits.nbytes + sum(value.nbytes for value in features.values())))
+                size = logits.nbytes + sum(value.nbytes for value in features.values())
+                most = min(WAITING_BATCHES, max(2, WAITING_BYTES // size))
                 # What is done is looked at too: an entry that cannot be kept should stop the teacher now.
                 while pending and (len(pending) > most or pending[0].done()):
                     pending.popleft().result()

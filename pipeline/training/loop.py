@@ -280,22 +280,26 @@ class _Losses:
 
     def __init__(self, before: Tensor | None = None) -> None:
         self._done = [] if before is None else [before]
-        self._open: list[Tensor] = []
-        self._zero: Tensor | None = None
+        self._open: Tensor | None = None
+        self._used = 0
 
     def add(self, terms: Terms) -> None:
-        if self._zero is None:
-            self._zero = torch.zeros((), device=terms.total.device)
-        for value in terms:
-            self._open.append(self._zero if value is None else value.detach())
-        if len(self._open) >= 3 * self.CHUNK:
-            self._done, self._open = [self.tensor()], []
+        if self._open is None:
+            # One block for many batches: small tensors kept between the large ones of a step would stop the
+            # allocator from using the memory of past batches again.
+            self._open = torch.zeros(self.CHUNK, 3, device=terms.total.device)
+        for column, value in enumerate(terms):
+            if value is not None:
+                self._open[self._used, column] = value.detach()
+        self._used += 1
+        if self._used == self.CHUNK:
+            self._done, self._open, self._used = [self.tensor()], None, 0
 
     def tensor(self) -> Tensor:
         """(batches, 3) float32 on the host: objective, hard and soft sums of each batch."""
         rows = [*self._done]
-        if self._open:
-            rows.append(torch.stack(self._open).float().reshape(-1, 3).cpu())
+        if self._open is not None:
+            rows.append(self._open[: self._used].cpu())
         return torch.cat(rows) if rows else torch.zeros(0, 3)
 
     def sums(self) -> tuple[float, float, float]:
