@@ -57,7 +57,7 @@ def run(settings: Settings) -> Table:
         found,
         (
             "Bytes of the label files alone, holes, checksums and padding included; the index adds some 40 bytes per "
-            "entry, mostly its sha256. KL is from the teacher's distribution to the stored one, the mean over "
+            "entry, mostly seeds and, in the plain view, sha256. KL is from the teacher's distribution to the stored one, the mean over "
             "entries; the residual of top-k is spread evenly over the dropped classes.",
             f"Digits: the teacher that `fit-teacher` makes ({accuracy}), the plain view of all 1,797 images.",
             f"1,000 classes: {rows:,} synthetic rows, no real teacher. A class is a random direction in 64 "
