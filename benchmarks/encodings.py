@@ -56,9 +56,9 @@ def run(settings: Settings) -> Table:
         "Encodings",
         found,
         (
-            "Bytes of the label files alone, holes, checksums and padding included; the index adds some 40 bytes per "
-            "entry, mostly seeds and, in the plain view, sha256. KL is from the teacher's distribution to the stored one, the mean over "
-            "entries; the residual of top-k is spread evenly over the dropped classes.",
+            "Bytes of the label files alone, holes, checksums and padding included; the index adds 10 to 45 bytes per "
+            "entry, mostly its seed and, in the plain view, a sha256. KL is from the teacher's distribution to the "
+            "stored one, the mean over entries; the residual of top-k is spread evenly over the dropped classes.",
             f"Digits: the teacher that `fit-teacher` makes ({accuracy}), the plain view of all 1,797 images.",
             f"1,000 classes: {rows:,} synthetic rows, no real teacher. A class is a random direction in 64 "
             "dimensions, an example its class's direction plus noise of random strength, a logit 20 times the cosine "
