@@ -63,23 +63,13 @@ def main(stage: str, folder: Path, rows: int) -> None:
     """Run one stage over ``rows`` rows and print what memory it took. ``train`` reads what ``dump`` left."""
     import torch
 
-    from pipeline import dump, training
+    from benchmarks.synthetic import dumped
+    from pipeline import training
 
     torch.set_num_threads(1)
     start = peak_memory()
     if stage == "dump":
-        dump.run(
-            dump.DumpConfig(
-                data="benchmarks.synthetic:Points",
-                data_args=(f"rows={rows},classes={CLASSES}",),
-                teacher="benchmarks.synthetic:opinion",
-                teacher_args=(f"classes={CLASSES}",),
-                out=folder / "cache",
-                dtype="float16",
-                part_size=PART,
-                device="cpu",
-            )
-        )
+        dumped(folder / "cache", rows, classes=CLASSES, part_size=PART)
     else:
         training.run(
             training.TrainConfig(

@@ -152,10 +152,8 @@ def depth_for(
     return int(np.clip(round(1 + 8 * (target - shallow) / max(1e-6, deep - shallow)), 1, 200))
 
 
-def dumped(
-    out: Path, rows: int, *, classes: int = 1000, dtype: str = "float16", store: str = "zarr", part_size: int = 0
-) -> Cache:
-    """A cache of ``rows`` synthetic distributions, dumped as anybody would."""
+def dumped(out: Path, rows: int, *, classes: int = 1000, store: str = "zarr", part_size: int = 0) -> Cache:
+    """A float16 cache of ``rows`` synthetic distributions, dumped as anybody would."""
     dump.run(
         dump.DumpConfig(
             data="benchmarks.synthetic:Points",
