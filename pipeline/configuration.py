@@ -43,6 +43,12 @@ class Config:
         """What is wrong with this configuration, one sentence each, naming the option as it is typed."""
         yield from ()
 
+    def below(self, **floors: float) -> Iterator[str]:
+        """A problem for each of the named options that is below its floor."""
+        for name, low in floors.items():
+            if getattr(self, name) < low:
+                yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"
+
     def _choice_problems(self) -> Iterator[str]:
         for field in dataclasses.fields(self):
             choices: tuple[str, ...] = field.metadata.get("choices") or ()

@@ -61,15 +61,4 @@ class CompressConfig(Config):
             yield f"--alpha should be from 0 to 1; found {self.alpha:g}"
         if not self.latency_batch or min(self.latency_batch) < 1:
             yield "--latency-batch should be at least 1"
-        lows = (
-            ("epochs", 0),
-            ("calibration", 1),
-            ("runtime_threads", 0),
-            ("batch_size", 1),
-            ("workers", 0),
-            ("threads", 0),
-            ("seed", 0),
-        )
-        for name, low in lows:
-            if getattr(self, name) < low:
-                yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"
+        yield from self.below(epochs=0, calibration=1, runtime_threads=0, batch_size=1, workers=0, threads=0, seed=0)

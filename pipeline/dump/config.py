@@ -63,9 +63,7 @@ class DumpConfig(Config):
             yield from error.problems
         if not self.splits:
             yield "--splits should name at least one split"
-        for name, low in (("batch_size", 1), ("part_size", 0), ("workers", 0), ("threads", 0)):
-            if getattr(self, name) < low:
-                yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"
+        yield from self.below(batch_size=1, part_size=0, workers=0, threads=0)
         try:
             parse_features(self.features)
         except ConfigError as error:

@@ -44,6 +44,4 @@ class EvaluateConfig(Config):
             yield "--weights needs --student and --data: a file of weights does not say what they are for"
         if self.temperature <= 0:
             yield f"--temperature should be above 0; found {self.temperature:g}"
-        for name, low in (("bins", 1), ("batch_size", 1), ("workers", 0), ("threads", 0)):
-            if getattr(self, name) < low:
-                yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"
+        yield from self.below(bins=1, batch_size=1, workers=0, threads=0)

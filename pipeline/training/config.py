@@ -72,8 +72,7 @@ class TrainConfig(Recipe):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self._label_problems()
-        if self.seeds < 1:
-            yield f"--seeds should be at least 1; found {self.seeds}"
+        yield from self.below(seeds=1)
         if not 0 < self.labelled_fraction <= 1:
             yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
         if self.train_views not in ("plain", "random", "all") and not (

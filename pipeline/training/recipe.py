@@ -61,11 +61,19 @@ class Recipe(Config):
     overwrite: bool = option(False, "replace another result at --out")
 
     def problems(self) -> Iterator[str]:
-        floors = {"epochs": 1, "batch_size": 1, "accumulate": 1, "window": 1, "patience": 0, "workers": 0, "threads": 0}
-        floors |= {"weight_decay": 0, "momentum": 0, "checkpoint_every": 0, "seed": 0}
-        for name, low in floors.items():
-            if getattr(self, name) < low:
-                yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"
+        yield from self.below(
+            epochs=1,
+            batch_size=1,
+            accumulate=1,
+            window=1,
+            patience=0,
+            workers=0,
+            threads=0,
+            weight_decay=0,
+            momentum=0,
+            checkpoint_every=0,
+            seed=0,
+        )
         if not self.lr > 0:
             yield f"--lr should be above 0; found {self.lr}"
         if self.warmup is not None and not 0 <= self.warmup <= 1:
