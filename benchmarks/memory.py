@@ -42,8 +42,8 @@ def run(settings: Settings) -> Table:
         found,
         (
             f"Each figure is one fresh process (VmHWM). Parts of {PART} rows, windows of 8 parts; examples are made "
-            "on the fly and inputs are not kept (`--resident-inputs none`), so that what would grow is what the "
-            "pipeline holds.",
+            "on the fly, and neither inputs nor labels are kept (`--resident-inputs none`, `--resident none`), so that "
+            "what would grow is what the pipeline holds.",
             f"Keeping all labels of the larger run decoded would take {labels:,.0f} MB.",
         ),
     )
@@ -81,6 +81,7 @@ def main(stage: str, folder: Path, rows: int) -> None:
                 out=folder / "run",
                 epochs=1,
                 batch_size=256,
+                resident="none",
                 resident_inputs="none",
                 device="cpu",
             )

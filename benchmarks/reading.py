@@ -122,7 +122,7 @@ class Epochs:
 
     def __init__(self, cache: Cache, data: Points) -> None:
         self.cache = cache
-        self.source = CachedLabels(cache, data)
+        self.source = CachedLabels(cache, data, resident="none")
         self.order = self.source.order(BATCH)
         self.number = 0
 

@@ -8,7 +8,7 @@ live teacher and hard labels alone see the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -78,12 +78,15 @@ class Order:
             rows = np.concatenate([self.blocks[n] for n in chosen])
             yield chosen, random.permutation(rows) if self.shuffle else rows
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Rows]:
-        """This rank's batches of dataset rows, from its batch number ``start`` on."""
+    def epoch(self, epoch: int, start: int = 0, windows: Iterable[tuple[Rows, Rows]] | None = None) -> Iterator[Rows]:
+        """This rank's batches of dataset rows, from its batch number ``start`` on.
+
+        ``windows``: those of this epoch, where somebody has drawn them already.
+        """
         rest = np.empty(0, dtype=np.int64)
         number = 0
         first = self.rank + start * self.world
-        for _, rows in self.windows(epoch):
+        for _, rows in self.windows(epoch) if windows is None else windows:
             rest = np.concatenate([rest, rows])
             whole = len(rest) // self.batch_size
             for i in range(whole):

@@ -30,26 +30,35 @@ def _check(name: str, array: Array, shape: tuple[int | None, ...]) -> None:
 class Dense:
     """All the logits of each row.
 
-    ``logits`` is (B, C), floating. Lossy encodings keep logits up to a constant per row, so that only differences
-    within a row carry meaning.
+    ``stored`` is (B, C), floating, in the precision in which it was kept: half the memory, and half the way to a
+    device, for float16. Compute with ``logits``. Lossy encodings keep logits up to a constant per row, so that only
+    differences within a row carry meaning.
     """
 
-    logits: Array
+    stored: Array
 
     def __post_init__(self) -> None:
-        _check("logits", self.logits, (None, None))
+        _check("logits", self.stored, (None, None))
 
     def __len__(self) -> int:
-        return int(self.logits.shape[0])
+        return int(self.stored.shape[0])
+
+    @property
+    def logits(self) -> Array:
+        """The logits (B, C) to compute with: float32, or float64 where that was given. Half precision is widened."""
+        stored = self.stored
+        if not str(stored.dtype).endswith("float16"):
+            return stored
+        return stored.astype("float32") if hasattr(stored, "astype") else stored.float()
 
     @property
     def classes(self) -> int:
         """C, the number of classes."""
-        return int(self.logits.shape[1])
+        return int(self.stored.shape[1])
 
     def map(self, function: Callable[[Array], Array]) -> Dense:
         """The same labels with ``function`` applied to every array (a device move, a row selection)."""
-        return Dense(function(self.logits))
+        return Dense(function(self.stored))
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_topk_labels_stream_too(topk: Cache, dataset: Dataset, resident: str) ->
 def test_a_stream_that_starts_in_the_middle_goes_on_as_the_whole_one_would(
     cache: Cache, dataset: Dataset, start: int
 ) -> None:
-    source = CachedLabels(cache, dataset)
+    source = CachedLabels(cache, dataset, resident="none")
     order = source.order(5, seed=1, window=2)
     whole = list(source.stream(order, 2))
     rest = list(source.stream(order, 2, start))
@@ -178,7 +178,7 @@ def test_a_stream_that_starts_in_the_middle_goes_on_as_the_whole_one_would(
 
 
 def test_rows_may_repeat_within_an_epoch(cache: Cache, dataset: Dataset) -> None:
-    source = CachedLabels(cache, dataset)
+    source = CachedLabels(cache, dataset, resident="none")
     order = source.order(6, rows=np.tile(source.rows[:10], 3), window=1)
     counts = np.zeros(len(dataset), dtype=int)
     for rows, soft in source.stream(order, 0):
@@ -197,7 +197,7 @@ def test_plain_labels_are_those_of_view_0_whatever_the_view(cache: Cache, datase
 
 
 def test_a_view_that_the_cache_lacks_is_refused(cache: Cache, dataset: Dataset) -> None:
-    source = CachedLabels(cache, dataset)
+    source = CachedLabels(cache, dataset, resident="none")
     with pytest.raises(CacheMismatchError, match=r"no view 3.*0, 1, 2"):
         source.stream(source.order(8), 0, view=3)
 
@@ -222,6 +222,25 @@ def test_unknown_choices_are_named(cache: Cache, dataset: Dataset, option: str, 
         CachedLabels(cache, dataset, **{option: value})
 
 
+def test_labels_that_fit_are_kept_unless_told_otherwise(
+    cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * 4 * TRAIN * 3  # float32, classes, examples, views
+    monkeypatch.setattr("pipeline.sources.cached.AUTO_BYTES", size + 1)
+    assert CachedLabels(cache, dataset).resident == "device"
+    monkeypatch.setattr("pipeline.sources.cached.AUTO_BYTES", size)
+    assert CachedLabels(cache, dataset).resident == "none"
+    assert CachedLabels(cache, dataset, labels_view="plain").resident == "device"
+
+
+def test_half_precision_stays_so_until_it_is_computed_with(make_cache: Callable[..., Cache], dataset: Dataset) -> None:
+    lossy = make_cache("float16", dtype="float16", views=0, transform=None)
+    for resident in ("none", "ram", "device"):
+        source = CachedLabels(lossy, dataset, resident=resident)
+        for _, soft in source.stream(source.order(9), 0):
+            assert isinstance(soft, Dense) and soft.stored.dtype == torch.float16 and soft.logits.dtype == torch.float32
+
+
 # Threads and memory.
 
 
@@ -243,7 +262,7 @@ class Watched:
 
 def test_each_part_of_the_view_is_read_once_and_at_most_one_window_ahead(cache: Cache, dataset: Dataset) -> None:
     watched = Watched(cache)
-    source = CachedLabels(watched, match(cache, dataset))  # type: ignore[arg-type]
+    source = CachedLabels(watched, match(cache, dataset), resident="none")  # type: ignore[arg-type]
     order = source.order(1, window=1)
     parts = len(cache.parts_of("train", 1))
     with source.stream(order, 0, view=1) as stream:
@@ -262,7 +281,7 @@ def test_each_part_of_the_view_is_read_once_and_at_most_one_window_ahead(cache: 
 def test_reading_ahead_is_bounded(cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sources.cached.MOST_BATCHES_AHEAD", 2)
     watched = Watched(cache)
-    source = CachedLabels(watched, match(cache, dataset))  # type: ignore[arg-type]
+    source = CachedLabels(watched, match(cache, dataset), resident="none")  # type: ignore[arg-type]
     order = source.order(4, window=1)
     with source.stream(order, 0) as stream:
         stream.next(None, next(order.epoch(0)))
@@ -274,7 +293,7 @@ def test_reading_ahead_is_bounded(cache: Cache, dataset: Dataset, monkeypatch: p
 @pytest.mark.parametrize("fail_at", [0, 3])
 def test_an_error_in_the_thread_reaches_the_consumer(cache: Cache, dataset: Dataset, fail_at: int) -> None:
     watched = Watched(cache, fail_at)
-    source = CachedLabels(watched, match(cache, dataset))  # type: ignore[arg-type]
+    source = CachedLabels(watched, match(cache, dataset), resident="none")  # type: ignore[arg-type]
     order = source.order(8, window=1)
     with source.stream(order, 0) as stream, pytest.raises(CacheCorruptError, match="part 3"):
         for rows in order.epoch(0):
@@ -286,7 +305,7 @@ def test_the_thread_ends_when_the_stream_is_closed_or_abandoned(
     cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.sources.cached.MOST_BATCHES_AHEAD", 2)
-    source = CachedLabels(cache, dataset)
+    source = CachedLabels(cache, dataset, resident="none")
     order = source.order(1)
     stream = source.stream(order, 0)
     assert wait_until(lambda: len(label_threads()) == 1)
@@ -336,7 +355,7 @@ def test_reordered_data_is_joined_by_id(cache: Cache, dataset: Dataset, tmp_path
     found = match(cache, shuffled)
     for row in found.rows.tolist():
         assert cache.ids("train")[int(found.entry_of[row])] == shuffled.ids[row]
-    source = CachedLabels(cache, found)
+    source = CachedLabels(cache, found, resident="none")
     for rows, soft in source.stream(source.order(9), 0):
         x = torch.stack([shuffled.prepare(shuffled.load(int(row))) for row in rows])
         same = torch.stack([dataset.prepare(dataset.load(list(dataset.ids).index(shuffled.ids[row]))) for row in rows])
@@ -450,7 +469,7 @@ def teacher(weights: Path) -> nn.Module:
 
 def test_a_live_teacher_says_what_the_cache_says(cache: Cache, dataset: Dataset, teacher: nn.Module) -> None:
     views = replay_views(cache)
-    cached, live = CachedLabels(cache, dataset), LiveTeacher(teacher, 4)
+    cached, live = CachedLabels(cache, dataset, resident="none"), LiveTeacher(teacher, 4)
     order = cached.order(11, seed=2, window=2)
     for view in cached.views:
         loader = DataLoader(
@@ -513,7 +532,7 @@ def test_a_mixture_has_labels_where_all_of_its_sources_do() -> None:
 
 
 def test_a_mixture_refuses_what_it_cannot_average(topk: Cache, dataset: Dataset) -> None:
-    source = CachedLabels(topk, dataset)
+    source = CachedLabels(topk, dataset, resident="none")
     order = source.order(8)
     mixed = Mixture([(source, 1.0)], temperature=1.0).stream(order, 0)
     with pytest.raises(ConfigError, match="source 0 gives TopK"):
@@ -583,7 +602,7 @@ def test_code_named_by_a_cache_is_never_imported(
 
 
 def test_a_training_loop_of_ones_own_in_a_dozen_lines(cache: Cache, dataset: Dataset) -> None:
-    labels = CachedLabels(cache, dataset)
+    labels = CachedLabels(cache, dataset, resident="none")
     views = EntryDataset(dataset, replay_views(cache))
     order = labels.order(batch_size=16, seed=0)
     torch.manual_seed(0)

@@ -40,7 +40,7 @@ class DumpConfig(Config):
     temperature: tuple[float, ...] = option((1.0, 4.0), "temperatures at which topk keeps the dropped mass")
     features: tuple[str, ...] = option((), "NAME=MODULE: keep the output of a named submodule, as float16")
     store: str = option("zarr", "file format of the labels", choices=("zarr", "parquet"))
-    part_size: int = option(0, "entries per part, the unit of resume and download; 0 chooses about 64 MiB")
+    part_size: int = option(0, "entries per part, the unit of resume and download; 0 chooses about 32 MiB")
     batch_size: int = option(256, "entries per forward pass")
     workers: int = option(0, "processes that load and transform examples; 0 does it in this one")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")

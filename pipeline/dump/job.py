@@ -21,7 +21,7 @@ from pipeline.models import FeatureTap, check_model, frozen, load_model, parse_f
 from pipeline.store import FeatureSpec, Group, Layout
 from pipeline.views import Views, check_views, make_views
 
-TARGET_PART_BYTES = 64 << 20
+TARGET_PART_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _groups(dataset: Dataset, views: Views, splits: tuple[str, ...]) -> Iterator
 
 
 def _part_size(row_bytes: int, groups: tuple[Group, ...]) -> int:
-    """Entries that take at most 64 MiB, so that the parts of the largest group are about equally long."""
+    """Entries that take at most 32 MiB, so that the parts of the largest group are about equally long."""
     most = max(1, TARGET_PART_BYTES // max(1, row_bytes))
     largest = max(group.entries for group in groups)
     return -(-largest // -(-largest // most))

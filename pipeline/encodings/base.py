@@ -62,7 +62,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def decode(self, arrays: Arrays, classes: int) -> SoftLabels:
-        """Soft labels with float32 logits out of stored arrays of N positions."""
+        """Soft labels out of stored arrays of N positions. Their ``logits`` are float32, whatever was stored."""
 
     @abstractmethod
     def bound(self, logits: npt.NDArray[Any], arrays: Arrays) -> float:

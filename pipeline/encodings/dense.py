@@ -75,7 +75,7 @@ class Dense(Encoding):
         """See Encoding. float16 rows have their largest logit at 0, int8 rows are centred on their range."""
         if self.dtype == "int8":
             return DenseLabels(np.multiply(arrays["values"], arrays["scale"][:, None], dtype=np.float32))
-        return DenseLabels(arrays["logits"].astype(np.float32, copy=False))
+        return DenseLabels(arrays["logits"])
 
     def bound(self, logits: npt.NDArray[Any], arrays: Arrays) -> float:
         """See Encoding. Rounding errs by half a step; centring can add the mean of a row's errors: a step in all."""

@@ -43,7 +43,7 @@ def distillation_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperatur
     student = _wide(student_logits_BC)
     _same_shape(student, soft)
     if isinstance(soft, Dense):
-        return _dense(student, soft.logits.to(student.dtype), float(temperature))
+        return _dense(student, soft.stored, float(temperature))
     logprobs, log_residual = soft.at(temperature)
     return _topk(
         student, soft.ids.long(), logprobs.to(student.dtype), log_residual.to(student.dtype), float(temperature)
@@ -90,7 +90,10 @@ class _DenseKL(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         at_one = temperature == 1.0
         log_q = torch.log_softmax(student if at_one else student / temperature, dim=1)
-        log_p = torch.log_softmax(teacher if at_one else teacher / temperature, dim=1)
+        wide = teacher.to(student.dtype)  # a copy of our own, where half precision was kept
+        if not at_one:
+            wide = wide / temperature if wide is teacher else wide.div_(temperature)
+        log_p = torch.log_softmax(wide, dim=1)
         p = log_p.exp()
         divergence = torch.linalg.vecdot(p, log_p.sub_(log_q))
         if ctx.needs_input_grad[0]:

@@ -18,15 +18,14 @@ from pipeline.sampler import Order, Rows, blocks_of
 from pipeline.softlabels import SoftLabels
 from pipeline.sources.matching import Matching, match
 from pipeline.sources.prefetch import Prefetch
-from pipeline.sources.windows import Batches, Buffers, PartTable, Window
+from pipeline.sources.windows import Batches, Buffers, PartTable, Window, take
 from pipeline.store import Cache
 
-RESIDENT = ("none", "ram", "device")
+RESIDENT = ("auto", "none", "ram", "device")
 LABELS = ("own", "plain")
+AUTO_BYTES = 256 << 20
 BYTES_AHEAD = 32 << 20
 MOST_BATCHES_AHEAD = 64
-SERIAL_ELEMENTS = 32_000
-"""Below the size from which torch splits an elementwise operation over threads (32,768)."""
 
 Batch = tuple[Rows, SoftLabels]
 
@@ -91,7 +90,7 @@ class _Decoded:
 
     def __next__(self) -> Batch:
         rows, arrays = next(self._found)
-        return rows, decoded(self._cache, arrays, beside=False)
+        return rows, decoded(self._cache, arrays)
 
 
 class CachedLabels:
@@ -100,7 +99,8 @@ class CachedLabels:
     - ``data``: the dataset (checked against the cache by ``match``), or the result of ``match``;
     - ``missing``: what becomes of examples without labels, ``error``, ``skip`` or ``hard``;
     - ``resident``: ``none`` streams whole parts in a background thread in the order of the batches; ``ram`` keeps
-      what is needed in memory as it is stored, ``device`` decoded on ``device``; either reads each view once;
+      what is needed in memory as it is stored, ``device`` decoded on ``device``; either reads each view once.
+      ``auto`` keeps them on the device when all views take less than 256 MiB there, and streams them otherwise;
     - ``labels_view``: ``own`` gives each view its own label, ``plain`` that of view 0 whatever the view.
 
     Raises CacheMismatchError when the cache belongs to something else.
@@ -114,7 +114,7 @@ class CachedLabels:
         split: str = "train",
         missing: str = "error",
         device: str | torch.device = "cpu",
-        resident: str = "none",
+        resident: str = "auto",
         labels_view: str = "own",
     ) -> None:
         for name, value, choices in (("resident", resident, RESIDENT), ("labels_view", labels_view, LABELS)):
@@ -123,10 +123,22 @@ class CachedLabels:
         self.cache = cache
         self.matching = data if isinstance(data, Matching) else match(cache, data, split, missing)
         self.device = torch.device(device)
-        self.resident = resident
         self.labels_view = labels_view
+        self.resident = self._fitting() if resident == "auto" else resident
         self._kept: dict[int, Callable[[Rows], SoftLabels]] = {}
         self._buffers = Buffers(cache)
+
+    def _fitting(self) -> str:
+        """``device`` when the decoded labels of all views are small enough to be kept there, else ``none``."""
+        sizes: list[int] = []
+
+        def weigh(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        decoded(self.cache, self.cache.allocate(self.cache.manifest.layout.length)).map(weigh)
+        views = 1 if self.labels_view == "plain" else len(self.views)
+        return "device" if sum(sizes) * len(self.rows) * views < AUTO_BYTES else "none"
 
     @property
     def classes(self) -> int:
@@ -203,10 +215,11 @@ class CachedLabels:
         cache, matching, device, buffers = self.cache, self.matching, self.device, self._buffers
         if device.type == "cpu":
             # The student computes in this thread too: gathering a batch costs less than taking it over from another.
-            return CachedStream(_Decoded(cache, Batches(matching, order, epoch, start, view, cache, buffers)), device)
+            found = Batches(matching, order, epoch, start, view, cache, buffers, threads=True)
+            return CachedStream(_Decoded(cache, found), device)
 
         def read() -> Iterator[Batch]:
-            with closing(Batches(matching, order, epoch, start, view, cache, buffers)) as found:
+            with closing(Batches(matching, order, epoch, start, view, cache, buffers, threads=False)) as found:
                 for rows, arrays in found:
                     yield rows, decoded(cache, arrays, pin=device.type == "cuda")
 
@@ -223,7 +236,7 @@ class CachedLabels:
         cache, device = self.cache, self.device
         if self.resident == "ram":
             pin = device.type == "cuda"
-            return lambda rows: decoded(cache, _take(window.arrays, slot_of[rows]), pin=pin)
+            return lambda rows: decoded(cache, take(window.arrays, slot_of[rows], threads=True), pin=pin)
         everything = decoded(cache, window.arrays).map(lambda tensor: tensor.to(device))
         slots = torch.from_numpy(slot_of).to(device)
 
@@ -234,14 +247,8 @@ class CachedLabels:
         return find
 
 
-def decoded(
-    cache: Cache, arrays: Mapping[str, npt.NDArray[Any]], *, pin: bool = False, beside: bool = True
-) -> SoftLabels:
-    """Stored arrays as soft labels of torch tensors on the host, in page-locked memory when ``pin``.
-
-    ``beside``: another thread may be computing meanwhile, and torch's threads are left to it.
-    """
-    soft = cache.decode({name: _widened(values, beside) for name, values in arrays.items()})
+def decoded(cache: Cache, arrays: Mapping[str, npt.NDArray[Any]], *, pin: bool = False) -> SoftLabels:
+    """Stored arrays as soft labels of torch tensors on the host, in page-locked memory when ``pin``."""
 
     def tensor(array: npt.NDArray[Any]) -> Tensor:
         # torch indexes with signed integers only.
@@ -249,28 +256,7 @@ def decoded(
         made = torch.from_numpy(np.ascontiguousarray(signed))
         return made.pin_memory() if pin else made
 
-    return soft.map(tensor)
-
-
-def _widened(values: npt.NDArray[Any], beside: bool) -> npt.NDArray[Any]:
-    """float16 as float32, any other type as it is.
-
-    By torch, 15 times faster than numpy; ``beside`` a training step in pieces that it does not hand to its threads:
-    those of the step are busy, and a second set of them, in this thread, would spin beside them.
-    """
-    if values.dtype != np.float16:
-        return values
-    halves = torch.from_numpy(np.ascontiguousarray(values)).view(-1)
-    if not beside:
-        return halves.float().view(values.shape).numpy()
-    wide = torch.empty(halves.shape, dtype=torch.float32)
-    for first in range(0, len(halves), SERIAL_ELEMENTS):
-        wide[first : first + SERIAL_ELEMENTS].copy_(halves[first : first + SERIAL_ELEMENTS])
-    return wide.view(values.shape).numpy()
-
-
-def _take(arrays: Mapping[str, npt.NDArray[Any]], slots: Rows) -> dict[str, npt.NDArray[Any]]:
-    return {name: values.take(slots, axis=0) for name, values in arrays.items()}
+    return cache.decode(arrays).map(tensor)
 
 
 def _head(rows: Rows) -> str:

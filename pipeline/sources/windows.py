@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipeline.sampler import Order, Rows
 from pipeline.sources.matching import Matching
@@ -68,7 +69,7 @@ class Window:
 
     def __init__(self, table: PartTable, entries: Rows, buffers: Buffers) -> None:
         self.table = table
-        self.parts: Rows = np.unique(table.part_of(entries[entries >= 0]))
+        self.parts: Rows = np.flatnonzero(np.bincount(table.part_of(entries[entries >= 0])))
         self.offset = np.full(len(table.records), -1, dtype=np.int64)
         sizes = table.sizes[self.parts]
         self.offset[self.parts] = np.cumsum(sizes) - sizes
@@ -143,11 +144,24 @@ class _Stretch:
         """Where the entry of each visit lies in the window, found for all of them together."""
         return self.window.slots(self.entries)
 
-    def gather(self, first: int, last: int) -> Arrays:
+    def gather(self, first: int, last: int, threads: bool) -> Arrays:
         """Stored arrays of the visits [first, last) of the epoch."""
         self.window.load(len(self.window.parts))
-        slots = self.slots[first - self.start : last - self.start]
-        return {name: values.take(slots, axis=0) for name, values in self.window.arrays.items()}
+        return take(self.window.arrays, self.slots[first - self.start : last - self.start], threads)
+
+
+def take(arrays: Arrays, slots: Rows, threads: bool) -> Arrays:
+    """Rows ``slots`` (n,) of each array, copied by all of torch's ``threads`` or by this one alone.
+
+    A thread that reads beside a training step should do it alone: those of the step are busy, and a second set of them
+    would spin beside them.
+    """
+    if not threads:
+        return {name: values.take(slots, axis=0) for name, values in arrays.items()}
+    index = torch.from_numpy(slots)
+    # As signed integers of the same width: torch gathers those of every width.
+    signed = {name: torch.from_numpy(values.view(f"i{values.itemsize}")) for name, values in arrays.items()}
+    return {name: signed[name].index_select(0, index).numpy().view(arrays[name].dtype) for name in arrays}
 
 
 class Loader:
@@ -191,20 +205,31 @@ def _stop(asked: SimpleQueue[tuple[Window, int] | None], closed: threading.Event
 class Batches:
     """(dataset rows (B,), stored arrays of B positions) of each batch of one epoch, from batch ``start`` on.
 
-    The first window is being read when this has been made; batches are gathered by whoever asks for them. ``buffers``
-    may serve one epoch after another.
+    The first window is being read when this has been made; batches are gathered by whoever asks for them, with
+    torch's ``threads`` or alone (see ``take``). ``buffers`` may serve one epoch after another.
     """
 
     def __init__(
-        self, matching: Matching, order: Order, epoch: int, start: int, view: int, cache: Cache, buffers: Buffers
+        self,
+        matching: Matching,
+        order: Order,
+        epoch: int,
+        start: int,
+        view: int,
+        cache: Cache,
+        buffers: Buffers,
+        *,
+        threads: bool,
     ) -> None:
-        coming = _stretches(PartTable(cache, matching.split, view), matching, order, epoch, buffers)
+        ahead, visited = itertools.tee(order.windows(epoch))
+        coming = _stretches(PartTable(cache, matching.split, view), matching, ahead, buffers)
         begin = (order.rank + start * order.world) * order.batch_size
         self._held = deque(itertools.islice((stretch for stretch in coming if stretch.stop > begin), 1))
         self._loader = Loader("softlabels-labels")
         for stretch in self._held:
             self._loader.ask(stretch.window, len(stretch.window.parts))
-        self._found = _gathered(order, epoch, start, coming, self._held, self._loader)
+        batches = enumerate(order.epoch(epoch, start, visited), start)
+        self._found = _gathered(order, batches, coming, self._held, self._loader, threads)
 
     def __iter__(self) -> Batches:
         return self
@@ -221,9 +246,14 @@ class Batches:
 
 
 def _gathered(
-    order: Order, epoch: int, start: int, coming: Iterator[_Stretch], held: deque[_Stretch], loader: Loader
+    order: Order,
+    batches: Iterator[tuple[int, Rows]],
+    coming: Iterator[_Stretch],
+    held: deque[_Stretch],
+    loader: Loader,
+    threads: bool,
 ) -> Generator[tuple[Rows, Mapping[str, npt.NDArray[Any]]], None, None]:
-    for number, rows in enumerate(order.epoch(epoch, start), start):
+    for number, rows in batches:
         first = (order.rank + number * order.world) * order.batch_size
         last = first + len(rows)
         while held and held[0].stop <= first:
@@ -232,7 +262,7 @@ def _gathered(
             following = next(coming)
             if following.stop > first:
                 held.append(following)
-        pieces = [s.gather(max(first, s.start), min(last, s.stop)) for s in held if s.start < last]
+        pieces = [s.gather(max(first, s.start), min(last, s.stop), threads) for s in held if s.start < last]
         current = held[-1] if held[-1].start < last else held[-2]
         if current is held[-1] and (ahead := next(coming, None)) is not None:
             held.append(ahead)
@@ -242,9 +272,11 @@ def _gathered(
         yield rows, _joined(pieces)
 
 
-def _stretches(table: PartTable, matching: Matching, order: Order, epoch: int, buffers: Buffers) -> Iterator[_Stretch]:
+def _stretches(
+    table: PartTable, matching: Matching, windows: Iterator[tuple[Rows, Rows]], buffers: Buffers
+) -> Iterator[_Stretch]:
     start = 0
-    for _, rows in order.windows(epoch):
+    for _, rows in windows:
         entries = matching.entry_of[rows]
         yield _Stretch(Window(table, _some_known(entries, matching), buffers), start, rows, entries)
         start += len(rows)

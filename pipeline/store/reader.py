@@ -184,7 +184,7 @@ class Cache:
         return self._gather(self._labels, tuple(self._labels.shapes()), split, view, rows)
 
     def decode(self, arrays: Arrays) -> SoftLabels:
-        """The soft labels that stored arrays hold, as numpy with float32 logits."""
+        """The soft labels that stored arrays hold, as numpy; their ``logits`` are float32."""
         return self.encoding.decode(arrays, self.classes)
 
     def index(self, part: Part | int) -> IndexRows:

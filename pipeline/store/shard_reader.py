@@ -11,10 +11,10 @@ import struct
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from fastcrc.crc32 import iscsi as crc32c
 
 from pipeline.errors import SoftlabelsError
 from pipeline.store.files import Files, LocalFiles
@@ -23,8 +23,8 @@ from pipeline.store.shards import ShardPlan, check_out
 _MISSING = 2**64 - 1
 _CRC = 4
 
-TOGETHER = 8
-"""Chunks to a system call: 2 MB, which are still in the processor's cache when their checksums are taken."""
+TOGETHER = 2
+"""Chunks to a system call: 512 KB, which are still in the processor's cache when their checksums are taken."""
 
 Bytes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.uint64]
@@ -104,7 +104,7 @@ class Shard:
         self._check_room()
         try:
             with self.files.open(self.path) as file:
-                return int(google_crc32c.value(self._checks(file, self._index(file)).tobytes()))
+                return crc32c(self._checks(file, self._index(file)).data)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._named(error) from error
 
@@ -183,7 +183,7 @@ class Shard:
         return checks
 
     def _check_seal(self, checks: Bytes) -> None:
-        if self.seal is not None and google_crc32c.value(checks.tobytes()) != self.seal:
+        if self.seal is not None and crc32c(checks.data) != self.seal:
             raise self._corrupt("it is sound, but not the shard that was committed in this place")
 
     def _fill(self, file: BinaryIO, into: Bytes) -> None:
@@ -195,7 +195,7 @@ class Shard:
             view = view[count:]
 
     def _check_crc(self, data: Bytes, stored: Bytes, what: str) -> None:
-        if google_crc32c.value(data) != struct.unpack("<I", stored.tobytes())[0]:
+        if crc32c(data.data) != struct.unpack("<I", stored.tobytes())[0]:
             raise self._corrupt(f"{what} does not have its checksum (crc32c)")
 
     def _corrupt(self, what: str) -> Exception:

@@ -58,7 +58,10 @@ class TrainConfig(Recipe):
     repeat: int = option(0, "visits of each example per epoch; 0 makes an epoch about as long as the whole split")
     block: int = option(0, "examples per shuffled block; 0 takes the cache's parts, or 4096 without a cache")
     resident: str = option(
-        "none", "where soft labels are kept: none streams them, ram and device read them once", choices=RESIDENT
+        "auto",
+        "where soft labels are kept: none streams them, ram and device read them once; auto takes device when all "
+        "views need less than 256 MiB",
+        choices=RESIDENT,
     )
 
     @property

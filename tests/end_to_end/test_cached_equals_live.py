@@ -109,7 +109,7 @@ def options(folder: Path, teacher: str) -> tuple[TrainConfig, TrainConfig]:
         "lr": 0.02,
     }
     return (
-        TrainConfig(cache=str(cache), out=folder / "run", **common),
+        TrainConfig(cache=str(cache), resident="none", out=folder / "run", **common),
         TrainConfig(out=folder / "run", views_seed=4, block=8, **views, **named, **common),
     )
 

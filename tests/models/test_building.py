@@ -173,7 +173,9 @@ def test_frozen_puts_batch_norm_and_dropout_to_rest() -> None:
     x = torch.rand(3, 4)
     assert frozen(model) is model
     assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert torch.equal(model(x), model(x)) and torch.equal(model(x[:1]), model(x)[:1])
+    assert torch.equal(model(x), model(x))
+    # Batch statistics would tell one row from the other; rounding may differ with the size of a batch.
+    torch.testing.assert_close(model(x[:1]), model(x)[:1])
 
 
 class Named(nn.Linear):

@@ -108,6 +108,7 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(config: Make) -> None:
 @pytest.mark.parametrize(
     "options",
     [
+        {"resident": "none"},
         {"resident": "ram"},
         {"resident": "device"},
         {"resident_inputs": "none"},
@@ -167,7 +168,8 @@ def test_half_precision_and_compiled_models_train(config: Make, monkeypatch: pyt
 # Interruptions.
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "cache": {"train_views": "all"},
+    "cache": {"train_views": "all", "resident": "none"},
+    "cache, labels kept": {"train_views": "all"},
     "cache, kept best, sgd": {"keep": "best", "optimizer": "sgd", "lr": 0.1, "schedule": "onecycle"},
     "cache, accumulating": {"accumulate": 3, "batch_size": 4, "resident": "ram"},
     "inputs loaded each time": {"train_views": "random", "resident_inputs": "none"},
