@@ -56,11 +56,11 @@ class Fidelity:
         self.kl_sum = dict.fromkeys(self.temperatures, 0.0)
         self.kl_max = dict.fromkeys(self.temperatures, 0.0)
 
-    def count(self, logits_NC: Floats, labels_N: npt.NDArray[np.int64]) -> None:
+    def count(self, predicted_N: npt.NDArray[np.int64], labels_N: npt.NDArray[np.int64]) -> None:
         """Count the teacher's hits on the rows that have a hard label."""
         known = labels_N >= 0
         self.labelled += int(known.sum())
-        self.correct += int((logits_NC.argmax(axis=1) == labels_N)[known].sum())
+        self.correct += int((predicted_N == labels_N)[known].sum())
 
     def compare(self, logits_NC: Floats, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Compare the stored form of some rows with the logits that they were made from."""

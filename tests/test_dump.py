@@ -83,7 +83,7 @@ def test_every_entry_holds_what_the_teacher_says(options: dict[str, Any]):
 def test_a_second_run_finds_it_finished(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     dump.run(DumpConfig(**options))
     before = tree(options["out"])
-    monkeypatch.setattr(parts, "forward", None)
+    monkeypatch.setattr(parts, "ask", None)
     report = dump.run(DumpConfig(**options))
     assert report.resumed == report.parts
     assert report.teacher_seconds == 0
@@ -100,15 +100,15 @@ def test_workers_do_not_change_a_byte(options: dict[str, Any], tmp_path: Path):
 def test_a_dump_that_fails_resumes_to_the_same_bytes(options: dict[str, Any], store: str, tmp_path: Path, monkeypatch):
     options = {**options, "store": store, "features": ("hint=hidden",)}
     dump.run(DumpConfig(**{**options, "out": tmp_path / "whole"}))
-    original, calls = parts.forward, []
+    original, calls = parts.ask, []
 
-    def failing(what: Any, inputs: torch.Tensor) -> Any:
+    def failing(what: Any, inputs: torch.Tensor, sample: slice) -> Any:
         calls.append(len(inputs))
         if len(calls) == 9:
             raise MemoryError("the machine gave up")
-        return original(what, inputs)
+        return original(what, inputs, sample)
 
-    monkeypatch.setattr(parts, "forward", failing)
+    monkeypatch.setattr(parts, "ask", failing)
     with pytest.raises(MemoryError):
         dump.run(DumpConfig(**options))
     assert not options["out"].exists()
@@ -169,7 +169,7 @@ def test_a_crash_between_manifest_and_rename_loses_nothing(options: dict[str, An
     with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
         patch.setattr(Workspace, "commit", crash)
         dump.run(DumpConfig(**options))
-    monkeypatch.setattr(parts, "forward", None)
+    monkeypatch.setattr(parts, "ask", None)
     assert dump.run(DumpConfig(**options)).teacher_seconds == 0
     assert open_cache(options["out"]).examples("train") == 40
 
@@ -331,25 +331,24 @@ def test_an_entry_that_cannot_be_kept_stops_the_teacher_soon(options: dict[str, 
     assert len(calls) < 100, "of 141 entries"
 
 
-def test_large_features_do_not_pile_up(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parts, "WAITING_BYTES", 4 * (3 * 4 + 8 * 2))
-    add, waiting, most = parts._PartBuilder.add, [0], [0]
-    original = parts.forward
+def test_parts_do_not_pile_up_before_a_slow_disk(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    builder = parts._PartBuilder
+    begin, write, held, most = builder.__init__, builder.write, [0], [0]
 
-    def forward(*arguments: Any) -> Any:
-        waiting[0] += 1
-        most[0] = max(most[0], waiting[0])
-        return original(*arguments)
+    def begins(self: Any, *arguments: Any) -> None:
+        held[0] += 1
+        most[0] = max(most[0], held[0])
+        begin(self, *arguments)
 
     def slow(self: Any, *arguments: Any) -> None:
-        time.sleep(0.01)
-        add(self, *arguments)
-        waiting[0] -= 1
+        time.sleep(0.02)
+        write(self, *arguments)
+        held[0] -= 1
 
-    monkeypatch.setattr(parts, "forward", forward)
-    monkeypatch.setattr(parts._PartBuilder, "add", slow)
-    dump.run(DumpConfig(**{**options, "features": ("hint=hidden",), "batch_size": 1, "views": 0, "transform": None}))
-    assert most[0] <= 8, "four batches that wait, and those in hand"
+    monkeypatch.setattr(builder, "__init__", begins)
+    monkeypatch.setattr(builder, "write", slow)
+    report = dump.run(DumpConfig(**options))
+    assert report.parts > 4 and most[0] == 2, "one that is written, and one in hand"
 
 
 def test_splits_are_a_set(options: dict[str, Any]):

@@ -7,6 +7,7 @@ Everything that identity needs is here too: ids in order, splits, the digest of 
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ from pipeline.progress import Progress, Silent
 
 FRACTIONS = (2 / 3, 1 / 6, 1 / 6)
 """Of train, validation and test, where a source has no splits of its own."""
+
+# No line breaks; and a file name that is no UTF-8 reaches Python with surrogates, which cannot be written down.
+_UNWRITABLE = re.compile("[\0\n\r\ud800-\udfff]")
 
 _ALIASES = {"train": 0, "training": 0, "validation": 1, "val": 1, "valid": 1, "test": 2, "testing": 2}
 
@@ -181,17 +185,12 @@ def check_dataset(dataset: Dataset) -> None:
 def _check_ids(name: str, ids: Sequence[str]) -> None:
     counts: dict[str, int] = {}
     for example_id in ids:
-        if not isinstance(example_id, str) or not example_id or not _writable(example_id):
+        if not isinstance(example_id, str) or not example_id or _UNWRITABLE.search(example_id):
             raise DataError(f"{name}: an id should be a non-empty text of one line; found {example_id!r}")
         counts[example_id] = counts.get(example_id, 0) + 1
     twice = [i for i, count in counts.items() if count > 1]
     if twice:
         raise DataError(f"{name}: each id should occur once; {len(twice)} occur more often, among them {some(twice)}")
-
-
-def _writable(text: str) -> bool:
-    # A file name that is no UTF-8 reaches Python with surrogates, which cannot be written down.
-    return not any(c in text for c in "\0\n\r") and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _check_example(dataset: Dataset, row: int) -> None:

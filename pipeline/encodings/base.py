@@ -65,11 +65,10 @@ class Encoding(ABC):
         """Soft labels out of stored arrays of N positions. Their ``logits`` are float32, whatever was stored."""
 
     @abstractmethod
-    def bound(self, logits: npt.NDArray[Any], arrays: Arrays) -> float:
-        """A bound on the error over these rows, cheap enough for the dump's path; 0 when nothing is lost.
+    def bound(self, arrays: Arrays, classes: int) -> float:
+        """A bound on the error over the rows of ``arrays``, of C = ``classes``; 0 when nothing is lost.
 
         Dense: absolute, of a logit centred on its row's mean. Top-k: absolute, of a probability at a declared T.
-        ``arrays`` is what ``encode(logits)`` gave.
         """
 
     @abstractmethod

@@ -12,10 +12,10 @@ from pipeline.encodings.base import Arrays, ArraySpec, Encoding, half_precision,
 from pipeline.errors import EncodingError
 from pipeline.softlabels import Dense as DenseLabels
 
-_LEVELS = 254
+LEVELS = 254
 """Steps between the smallest and the largest logit of an int8 row: -127 to 127."""
 
-_FLAT = np.float32(1e-30)
+FLAT = np.float32(1e-30)
 """A row whose logits differ by less than this is kept as equal; smaller scales would be denormal numbers."""
 
 
@@ -63,12 +63,12 @@ class Dense(Encoding):
         if len(span) and not np.isfinite(span).all():
             row = int(np.flatnonzero(~np.isfinite(span))[0])
             raise EncodingError(f"the logits of row {row} span more than float32 holds. Encode in float32", row=row)
-        scale = np.where(span < _FLAT, np.float32(0), span / np.float32(_LEVELS))
+        scale = np.where(span < FLAT, np.float32(0), span / np.float32(LEVELS))
         # Working from the largest logit keeps the precision of small differences between large logits.
         relative /= np.where(scale > 0, scale, np.float32(1))[:, None]
-        relative += np.where(scale > 0, np.float32(_LEVELS // 2), np.float32(0))[:, None]
+        relative += np.where(scale > 0, np.float32(LEVELS // 2), np.float32(0))[:, None]
         np.rint(relative, out=relative)
-        np.clip(relative, -(_LEVELS // 2), _LEVELS // 2, out=relative)
+        np.clip(relative, -(LEVELS // 2), LEVELS // 2, out=relative)
         return {"scale": scale, "values": relative.astype(np.int8)}
 
     def decode(self, arrays: Arrays, classes: int) -> DenseLabels:
@@ -77,13 +77,13 @@ class Dense(Encoding):
             return DenseLabels(np.multiply(arrays["values"], arrays["scale"][:, None], dtype=np.float32))
         return DenseLabels(arrays["logits"])
 
-    def bound(self, logits: npt.NDArray[Any], arrays: Arrays) -> float:
+    def bound(self, arrays: Arrays, classes: int) -> float:
         """See Encoding. Rounding errs by half a step; centring can add the mean of a row's errors: a step in all."""
         if self.dtype == "float32":
             return 0.0
         if self.dtype == "int8":
             # float32 arithmetic on quotients of up to 254 adds less than 2e-4 of a step to each half.
-            return 1.001 * float(arrays["scale"].max(initial=0.0)) + 2.0 * float(_FLAT)
+            return 1.001 * float(arrays["scale"].max(initial=0.0)) + 2.0 * float(FLAT)
         largest = largest_half(arrays["logits"])
         return float(np.spacing(largest)) + 2.0 * float(np.spacing(np.float32(largest)))
 

@@ -13,6 +13,9 @@ from pipeline.encodings.base import Arrays, ArraySpec, Encoding, half_precision,
 from pipeline.errors import EncodingError
 from pipeline.softlabels import TopK as TopKLabels
 
+LOWEST_EXPONENT = -87.0
+"""Below it exp is a denormal number: ten times slower, and lost beside exp(0)."""
+
 
 @dataclass(frozen=True)
 class TopK(Encoding):
@@ -98,10 +101,9 @@ class TopK(Encoding):
             largest = dropped.max(axis=1, keepdims=True)
             dropped -= largest
         for column, temperature in enumerate(self.temperatures):
-            t = np.float32(temperature)
-            normaliser[:, column] = np.log(_sum_of_exp(relative / t))
+            normaliser[:, column] = np.log(_sum_of_exp(relative, temperature))
             if classes > self.k:
-                tail = np.log(_sum_of_exp(dropped / t))
+                tail = np.log(_sum_of_exp(dropped, temperature))
                 residual[:, column] = largest[:, 0].astype(np.float64) / temperature + tail - normaliser[:, column]
         lowest = float(np.finfo(np.float32).min)  # -inf is kept for "nothing was dropped"
         residual = np.where(np.isneginf(residual), residual, np.maximum(residual, lowest))
@@ -118,9 +120,8 @@ class TopK(Encoding):
             num_classes=classes,
         )
 
-    def bound(self, logits: npt.NDArray[Any], arrays: Arrays) -> float:
+    def bound(self, arrays: Arrays, classes: int) -> float:
         """See Encoding. float32 arithmetic on both sides, and for float16 the rounding of each kept logit."""
-        classes = np.shape(logits)[1]
         arithmetic = 8.0 * float(np.finfo(np.float32).eps) * (2.0 + math.log(classes))
         kept = arrays["logits"]
         if self.dtype == "float32" or not kept.size:
@@ -151,10 +152,11 @@ def id_dtype(classes: int) -> str:
     raise EncodingError(f"at most 2**32 classes can be told apart, found {classes:,}")
 
 
-def _sum_of_exp(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Sum over each row of exp(``values``) (N, C), the largest of which is 0."""
-    # Below -87 exp is a denormal number: ten times slower, and lost beside exp(0).
-    terms: npt.NDArray[np.float64] = np.exp(np.maximum(values, np.float32(-87))).sum(axis=1, dtype=np.float64)
+def _sum_of_exp(values: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
+    """Sum over each row of exp(``values`` / T), of (N, C) values the largest of which is 0."""
+    with np.errstate(over="ignore"):
+        floored = np.maximum(values / np.float32(temperature), np.float32(LOWEST_EXPONENT))
+    terms: npt.NDArray[np.float64] = np.exp(floored).sum(axis=1, dtype=np.float64)
     return terms
 
 

@@ -18,9 +18,8 @@ from fastcrc.crc32 import iscsi as crc32c
 
 from pipeline.errors import SoftlabelsError
 from pipeline.store.files import Files, LocalFiles
-from pipeline.store.shards import ShardPlan, check_out
+from pipeline.store.shards import MISSING, ShardPlan, check_out
 
-_MISSING = 2**64 - 1
 _CRC = 4
 
 TOGETHER = 2
@@ -127,8 +126,8 @@ class Shard:
         self._check_crc(data[:length], data[length:], "its index")
         index: Index = data[:length].view("<u8").reshape(self.plan.chunks, 2).astype(np.uint64, copy=False)
         needed = index[: self._count]
-        if (needed[:, 0] == _MISSING).any():
-            raise self._corrupt(f"its chunk {int((needed[:, 0] == _MISSING).argmax())} is not there")
+        if (needed[:, 0] == MISSING).any():
+            raise self._corrupt(f"its chunk {int((needed[:, 0] == MISSING).argmax())} is not there")
         whole = needed[:, 1] == self._chunk_bytes + _CRC if not self.plan.zstd else needed[:, 1] >= _CRC
         if not whole.all() or (needed > end).any() or (needed.sum(axis=1) > end).any():
             raise self._corrupt("its index points beyond the file")

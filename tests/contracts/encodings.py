@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from pipeline import encodings
 from pipeline.encodings import Encoding
+from pipeline.encodings.encode_torch import encode as encode_torch
 from pipeline.errors import EncodingError
 from pipeline.softlabels import Dense
 
@@ -66,7 +68,7 @@ class EncodingContract:
     @given(LOGITS)
     def test_the_declared_bound_holds(self, logits: npt.NDArray[np.float32]) -> None:
         encoding = self.make(logits.shape[1])
-        assert largest_error(encoding, logits) <= encoding.bound(logits, encoding.encode(logits))
+        assert largest_error(encoding, logits) <= encoding.bound(encoding.encode(logits), logits.shape[1])
 
     @given(LOGITS, st.integers(0, 8))
     def test_a_row_is_kept_the_same_whatever_its_neighbours(self, logits: npt.NDArray[np.float32], cut: int) -> None:
@@ -88,7 +90,7 @@ class EncodingContract:
         stored = encoding.encode(np.empty((0, 10), np.float32))
         assert {len(rows) for rows in stored.values()} == {0}
         assert len(encoding.decode(stored, 10)) == 0
-        assert encoding.bound(np.empty((0, 10), np.float32), stored) < 1e-4
+        assert encoding.bound(stored, 10) < 1e-4
 
     def test_one_row(self) -> None:
         logits = self.random(1, 10)
@@ -121,8 +123,8 @@ class EncodingContract:
         encoding = self.make(10)
         shifted = logits + np.float32(2**16)
         expected, found = encoding.encode(logits), encoding.encode(shifted)
-        assert largest_error(encoding, shifted) <= encoding.bound(logits, expected)
-        assert largest_error(encoding, shifted) <= encoding.bound(shifted, found)
+        assert largest_error(encoding, shifted) <= encoding.bound(expected, logits.shape[1])
+        assert largest_error(encoding, shifted) <= encoding.bound(found, shifted.shape[1])
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_a_value_that_is_not_finite_is_refused_with_its_row(self, value: float) -> None:
@@ -145,5 +147,48 @@ class EncodingContract:
         logits = self.random(5, 10)
         before = logits.copy()
         encoding = self.make(10)
-        encoding.bound(logits, encoding.encode(logits))
+        encoding.bound(encoding.encode(logits), logits.shape[1])
         np.testing.assert_array_equal(logits, before)
+
+    # The twin that encodes where the logits are.
+
+    def assert_twins(self, encoding: Encoding, logits: npt.NDArray[np.float32]) -> None:
+        expected, found = encoding.encode(logits), encode_torch(encoding, torch.from_numpy(logits))
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert found[name].dtype == values.dtype and found[name].shape == values.shape
+            if name.startswith("log_"):
+                np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(found[name], values)
+
+    @given(LOGITS)
+    def test_the_torch_twin_keeps_the_same(self, logits: npt.NDArray[np.float32]) -> None:
+        self.assert_twins(self.make(logits.shape[1]), logits)
+
+    @pytest.mark.parametrize("scale", [1e-30, 1.0, 100.0])
+    def test_the_torch_twin_keeps_the_same_of_many(self, scale: float) -> None:
+        self.assert_twins(self.make(300), self.random(64, 300, scale))
+
+    def test_the_torch_twin_widens_half_precision(self) -> None:
+        halves = torch.from_numpy(self.random(4, 20)).bfloat16()
+        expected = self.make(20).encode(halves.float().numpy())
+        found = encode_torch(self.make(20), halves)
+        np.testing.assert_array_equal(found[min(expected)], expected[min(expected)])
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+    def test_the_torch_twin_refuses_the_same(self, value: float) -> None:
+        logits = self.random(6, 10)
+        logits[4, 2] = value
+        encoding = self.make(10)
+        try:
+            encoding.encode(logits)
+        except EncodingError as error:
+            with pytest.raises(EncodingError) as found:
+                encode_torch(encoding, torch.from_numpy(logits))
+            assert (found.value.row, str(found.value)) == (error.row, str(error))
+        else:
+            self.assert_twins(encoding, logits)
+
+    def test_the_torch_twin_takes_no_rows(self) -> None:
+        self.assert_twins(self.make(10), np.empty((0, 10), np.float32))

@@ -76,7 +76,9 @@ def write(writer: CacheWriter, parts: Iterable[Part] | None = None) -> None:
         logits = logits_of(part)
         arrays = writer.encoding.encode(logits)
         features = {"block.1": feature_of(part)} if writer.features else {}
-        writer.write_part(part, arrays, index_of(part), features, {"bound": writer.encoding.bound(logits, arrays)})
+        writer.write_part(
+            part, arrays, index_of(part), features, {"bound": writer.encoding.bound(arrays, logits.shape[1])}
+        )
 
 
 def finalise(writer: CacheWriter, **more: Any) -> Manifest:

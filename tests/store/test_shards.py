@@ -57,6 +57,16 @@ def test_zarr_reads_what_we_write_and_so_do_we(tmp_path: Path, spec: ArraySpec, 
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("count", [1, 4, 7, 16])
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+def test_our_bytes_are_those_of_zarr(spec: ArraySpec, count: int, chunk: int) -> None:
+    plan, rows = small(spec, shards=1, chunk=chunk), rows_of(spec, count)
+    array, stored = plan._create(1)
+    array[:count] = rows
+    assert plan.encode(rows) == stored[plan.key(0)].to_bytes()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_we_read_what_zarr_writes(tmp_path: Path, spec: ArraySpec) -> None:
     plan, rows = small(spec), rows_of(spec, 48)
     (tmp_path / "zarr.json").write_bytes(plan.metadata())
