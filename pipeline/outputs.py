@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from pipeline.identity import short
 from pipeline.workspace import write_atomic
 
 
-def read_finished(out: Path, record: str, identity: str, *, overwrite: bool) -> dict[str, Any] | None:
+def read_finished(
+    out: Path, record: str, identity: str, *, overwrite: bool, options: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """The record of a finished result of this identity at ``out``, None when it is still to be made.
 
-    Raises ConfigError when ``out`` holds something else, unless ``overwrite``.
+    Raises ConfigError when ``out`` holds something else, unless ``overwrite``; it names what differs from ``options``
+    and lineage, where these are given as the record holds them.
     """
     found: dict[str, Any] | None = None
     try:
@@ -29,9 +33,20 @@ def read_finished(out: Path, record: str, identity: str, *, overwrite: bool) -> 
     if found is None or "identity" not in found:
         raise ConfigError(f"--out {out} holds other files than the result of such a run. Name another place")
     raise ConfigError(
-        f"--out {out} holds the result {short(str(found['identity']))}, this run would make {short(identity)}. Name "
-        "another place, or --overwrite it"
+        f"--out {out} holds the result {short(str(found['identity']))}, this run would make {short(identity)}"
+        f"{_differences(found, options or {})}. Name another place, or --overwrite it"
     )
+
+
+def _differences(found: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    held = {**(found.get("config") or {}), **(found.get("lineage") or {})}
+    other = []
+    for name, wanted in options.items():
+        there = held.get(name)
+        if there != wanted:
+            long = any(isinstance(value, (dict, str)) and len(str(value)) > 40 for value in (there, wanted))
+            other.append(f"other {name}" if long else f"{name} {there} there, {wanted} here")
+    return f" ({'; '.join(other)})" if other else ""
 
 
 def write_beside(out: Path, report: dict[str, Any], *, again: bool = False) -> None:

@@ -25,6 +25,7 @@ from pipeline.sampler import Order, blocks_of
 from pipeline.training import Objective, Recipe, Task, fit, make_task
 from pipeline.training.config import DEFAULT_BLOCK
 from pipeline.training.inputs import LoadedInputs
+from pipeline.training.recipe import outcome_options
 from pipeline.training.stage import STATE, clear_scratch, environment, model_metadata, run_identity, save_model
 from pipeline.training.task import data_lineage, keep_labels
 from pipeline.views import Views, check_views, make_views
@@ -124,7 +125,8 @@ def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeache
     identity = run_identity(config, lineage)
     if config.overwrite:
         refuse_strangers(out, (RECORD, "model.safetensors", "history.json"))
-    found = read_finished(out, RECORD, identity, overwrite=config.overwrite)
+    options = {**outcome_options(config), **lineage}
+    found = read_finished(out, RECORD, identity, overwrite=config.overwrite, options=options)
     if found is not None:
         report = FitTeacherReport(str(config.out), identity, _figures(found))
         write_beside(out, report.as_dict(), again=True)

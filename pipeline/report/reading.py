@@ -179,9 +179,14 @@ def read_histories(run: Path) -> dict[int, list[dict[str, Any]]]:
     """The epochs of each seed of a run, where they were recorded."""
     found: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(run.glob("seed-*/history.json")):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        epochs = value.get("epochs", []) if isinstance(value, dict) else value
-        found[int(path.parent.name.removeprefix("seed-"))] = list(epochs)
+        number = path.parent.name.removeprefix("seed-")
+        try:
+            epochs = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            epochs = None
+        if not isinstance(epochs, list) or not all(isinstance(e, dict) for e in epochs) or not number.isdecimal():
+            raise ConfigError(f"{path} should be the epochs of one seed, as `softlabels train` records them")
+        found[int(number)] = epochs
     return found
 
 

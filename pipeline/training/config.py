@@ -112,5 +112,11 @@ class TrainConfig(Recipe):
             yield f"--temperature should be above 0; found {self.temperature}"
         if self.labels == "plain" and self.cache is None:
             yield "--labels plain needs a --cache: a live teacher answers for the view it is shown"
+        if self.cache is None:
+            for name in ("missing", "resident"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    yield f"--{name} is for runs with a --cache"
+        if self.views_seed and not self.views:
+            yield "--views-seed is for runs with --views"
         if self.missing == "hard" and objective.beta == 0:
             yield "--missing hard needs a hard term: --alpha below 1, or --beta"

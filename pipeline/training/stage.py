@@ -74,7 +74,8 @@ def run(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
     identity = run_identity(config, prepared.lineage)
     if config.overwrite:
         refuse_strangers(out, (RECORD, "seed-*"))
-    found = read_finished(out, RECORD, identity, overwrite=config.overwrite)
+    options = {**outcome_options(config), **prepared.lineage}
+    found = read_finished(out, RECORD, identity, overwrite=config.overwrite, options=options)
     if found is not None:
         report = TrainReport(str(config.out), identity, found["seeds"], found["lineage"])
         write_beside(out, report.as_dict(), again=True)

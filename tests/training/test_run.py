@@ -123,7 +123,7 @@ def test_another_identity_does_not_take_up_the_scratch_of_the_first(config: Make
 
 def test_another_run_or_strangers_files_are_not_overwritten(config: Make) -> None:
     run(config(epochs=1))
-    with pytest.raises(ConfigError, match=r"holds the result.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"holds the result.*\(epochs 1 there, 2 here\).*--overwrite"):
         run(config(epochs=2))
     report = run(config(epochs=2, overwrite=True))
     assert report.seeds[0]["epochs"] == 2
