@@ -62,8 +62,8 @@ def run(settings: Settings) -> Table:
             "competes with the student for cores.",
             "A step gathers its inputs from RAM, runs the student forward and back, and updates it with SGD. "
             f"Distillation is T^2 KL at T = {TEMPERATURE:g}; labels in RAM are one float32 tensor of all of them, "
-            "from which a step gathers its rows as it gathers its inputs. Labels of less than 256 MiB are kept in memory "
-            "unless told otherwise (`--resident auto`); here they take 66 MB, so that streaming is asked for.",
+            "from which a step gathers its rows as it gathers its inputs. Labels of less than 256 MiB are kept in "
+            "memory unless told otherwise (`--resident auto`); these take 66 MB, so that streaming is asked for.",
             "Students are residual networks of linear layers, as deep as the named cross-entropy step needs on this "
             "machine; the live teacher has ten times the student's layers.",
         ),
