@@ -81,13 +81,13 @@ class Window:
         self._todo = set(range(len(self.parts)))
         self._reading: set[int] = set()
 
-    def load(self, parts: int) -> None:
-        """Return when the first ``parts`` parts of this window are here.
+    def load(self, parts: int, *, wait: bool = True) -> None:
+        """Read what is missing of the first ``parts`` parts of this window; all of them are here on return.
 
-        Threads that call this at once read different parts, and wait for each other's. Raises what reading raises; a
-        part that failed is there to be tried again.
+        Threads that call this at once read different parts, and wait for each other's; without ``wait`` those are left
+        to who reads them. Raises what reading raises; a part that failed is there to be tried again.
         """
-        while (place := self._claim(parts)) is not None:
+        while (place := self._claim(parts, wait)) is not None:
             number = int(self.parts[place])
             start, size = int(self.offset[number]), int(self.table.sizes[number])
             places = {name: values[start : start + size] for name, values in self.arrays.items()}
@@ -101,8 +101,8 @@ class Window:
                     self._reading.remove(place)
                     self._changed.notify_all()
 
-    def _claim(self, parts: int) -> int | None:
-        """A part to read, the first that nobody reads; None when all of the first ``parts`` are here."""
+    def _claim(self, parts: int, wait: bool) -> int | None:
+        """A part to read, the first that nobody reads; None when there is none among the first ``parts``."""
         with self._changed:
             while True:
                 place = min(self._todo, default=parts)
@@ -112,7 +112,7 @@ class Window:
                     if not self.arrays:
                         self.arrays = self.buffers.take(self.total)
                     return place
-                if min(self._reading, default=parts) >= parts:
+                if not wait or min(self._reading, default=parts) >= parts:
                     return None
                 self._changed.wait()
 
@@ -193,7 +193,7 @@ class Loader:
 def _load(asked: SimpleQueue[tuple[Window, int] | None], closed: threading.Event) -> None:
     while (item := asked.get()) is not None and not closed.is_set():
         with contextlib.suppress(Exception):
-            item[0].load(item[1])
+            item[0].load(item[1], wait=False)
         del item  # no window stays here while the thread waits
 
 
