@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import torch
@@ -16,10 +17,14 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 def resolve_device(name: str) -> torch.device:
     """The device for ``name``: ``auto`` takes CUDA, then MPS, then the CPU; ``cuda:1`` names one of several.
 
+    Of several GPUs a rank of torchrun takes the one of its LOCAL_RANK.
+
     Raises ConfigError when the device asked for is not there.
     """
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available()
+    if cuda and name in ("auto", "cuda") and os.environ.get("LOCAL_RANK", "").isdecimal():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     unknown = ConfigError(f"--device should be one of {', '.join(DEVICES)} or cuda:N; found {name!r}")

@@ -10,6 +10,7 @@
     │   └── TemperatureError                a temperature that the cache did not keep
     ├── MissingDependencyError (ImportError) an extra is not installed
     ├── BusyError            (RuntimeError) another process holds the output
+    ├── DiskFullError        (OSError)      no room for a file: make some and run again
     └── CacheError           (RuntimeError) a cache on disk
         ├── CacheNotFoundError              nothing there, or not a cache
         ├── CacheFormatError                a format version or field this release does not know
@@ -23,7 +24,9 @@ bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class SoftlabelsError(Exception):
@@ -65,6 +68,29 @@ class MissingDependencyError(SoftlabelsError, ImportError):
 
 class BusyError(SoftlabelsError, RuntimeError):
     """Another process is writing this output."""
+
+
+class DiskFullError(SoftlabelsError, OSError):
+    """A file that does not fit on its disk, into a quota or under a limit on file sizes.
+
+    ``path`` takes ``needed`` bytes where ``free`` are left (0 when unknown). What was finished before is kept.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        path: Path | None = None,
+        needed: int = 0,
+        free: int = 0,
+        number: int = errno.ENOSPC,
+    ) -> None:
+        super().__init__(message)
+        self.path, self.needed, self.free = path, needed, free
+        self.errno = number
+
+    def adding(self, text: str) -> DiskFullError:
+        """The same error with a further sentence: what else has to fit before the work is through."""
+        return DiskFullError(f"{self}. {text}", self.path, self.needed, self.free, self.errno or errno.ENOSPC)
 
 
 class CacheError(SoftlabelsError, RuntimeError):

@@ -8,6 +8,7 @@ a pipeline tool that deletes incomplete outputs (DVC does) cannot delete the wor
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import glob
 import json
@@ -17,32 +18,77 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import BusyError, ConfigError, some
+from pipeline.errors import BusyError, ConfigError, DiskFullError, some
 
 MARK = ".softlabels-"
+
+JOINING_SECONDS = 120.0
+"""How long a process waits for others to join, or to finish: seconds for either, unless one works alone."""
 
 _HARMLESS = (".gitignore", ".gitkeep")
 """What a repository keeps in a folder of outputs; no reason to take it for somebody else's."""
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, on disk, never a mixture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+_FULL = frozenset(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
+"""What the system says when a disk, a quota or a limit on file sizes is reached."""
+
+
+@contextlib.contextmanager
+def room_for(path: Path, needed: int) -> Iterator[None]:
+    """Turn the system's word that ``needed`` bytes do not fit at ``path`` into DiskFullError."""
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
+        yield
+    except OSError as error:
+        if isinstance(error, DiskFullError) or error.errno not in _FULL:
+            raise
+        free, left = _left(path)
+        remedy = "raise the limit on file sizes" if error.errno == errno.EFBIG else "make room"
+        raise DiskFullError(
+            f"{path} takes {needed:,} bytes and cannot be written: {error.strerror}; {left}. What was finished is "
+            f"kept: {remedy} and run the same command again, or name another place",
+            path,
+            needed,
+            free,
+            error.errno or errno.ENOSPC,
+        ) from error
+
+
+def _left(path: Path) -> tuple[int, str]:
+    """What is left on the disk that ``path`` lies on, or will: free bytes (0 when unknown), and in words."""
+    for folder in path.absolute().parents:
         with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-    sync_directory(path.parent)
+            free = shutil.disk_usage(folder).free
+            if hasattr(os, "statvfs"):
+                found = os.statvfs(folder)
+                if found.f_files and not found.f_favail:
+                    return free, f"no more files (inodes) fit on that disk, with {free:,} bytes free"
+            return free, f"{free:,} bytes are free on that disk"
+    return 0, "how much is free there is unknown"
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, on disk, never a mixture.
+
+    Raises DiskFullError when there is no room for it.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with room_for(path, memoryview(data).nbytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
@@ -73,7 +119,7 @@ class Workspace:
         self._holder_path = self.out.parent / f".{self.out.name}{MARK}holder"
         self._lock = FileLock(self._lock_path, timeout=0)
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> Self:
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError(f"--out should be a directory; {self.out} is a file. Name another place")
         if Path.cwd().is_relative_to(self.out):
@@ -81,26 +127,51 @@ class Workspace:
                 f"--out is replaced as a whole, and {self.out} is the current folder or holds it. Name another place"
             )
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise BusyError(f"{self.out} is being written by {self._holder()}. Wait for it, or stop it") from None
-        self._holder_path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        self._take()
+        self._say_who()
         if self._old.exists() and not self.out.exists():
             os.rename(self._old, self.out)  # killed between the two renames of a commit
         self.path.mkdir(exist_ok=True)
         return self
 
+    def _take(self) -> None:
+        """Take the lock for this process alone. Raises BusyError naming who holds it."""
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise BusyError(f"{self.out} is being written by {self._holder()}. Wait for it, or stop it") from None
+        held = list(self._members())
+        if held:
+            self._lock.release()
+            raise BusyError(f"{self.out} is being written by {some(held)}. Wait for them, or stop them")
+
+    def _members(self) -> Iterator[str]:
+        """Those that share this output now (see SharedWorkspace); what the dead left behind goes."""
+        for path in sorted(self.out.parent.glob(f".{glob.escape(self.out.name)}{MARK}member-*")):
+            lock = FileLock(path, timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                host, _, pid = path.name.partition(f"{MARK}member-")[2].rpartition("-")
+                yield f"process {pid} on {host}"
+            else:
+                path.unlink(missing_ok=True)
+                lock.release()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):
-            self._holder_path.unlink()
-        with contextlib.suppress(OSError):
-            self.path.rmdir()  # nothing was made in it: a wrong option, say
-        self._lock.release()
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                self._holder_path.unlink()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # nothing was made in it: a wrong option, say
+            self._lock.release()
         # The lock file may go only while it is held by nobody else; leaving it behind is harmless, removing it
         # under a waiting process is not, so it stays until `cache gc`.
+
+    def _say_who(self) -> None:
+        write_atomic(self._holder_path, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
     def _holder(self) -> str:
         try:
@@ -122,6 +193,53 @@ class Workspace:
         os.rename(self.path, self.out)
         sync_directory(self.out.parent)
         shutil.rmtree(self._old, ignore_errors=True)
+
+
+class SharedWorkspace(Workspace):
+    """A workspace that several processes use at once, on one machine or on several that share the filesystem.
+
+    ``with`` takes the lock, as for one process alone, until ``join`` lets the next one in; ``alone`` takes it again, to
+    finish. Raises BusyError while a process that shares with nobody is writing ``out``.
+    """
+
+    def __init__(self, out: Path, identity: str) -> None:
+        super().__init__(out, identity)
+        own = f".{self.out.name}{MARK}member-{socket.gethostname()}-{os.getpid()}"
+        self._member = FileLock(self.out.parent / own, timeout=0)
+
+    def _take(self) -> None:
+        try:
+            self._lock.acquire(timeout=JOINING_SECONDS)
+        except Timeout:
+            raise BusyError(f"{self.out} is being written by {self._holder()}. Wait for it, or stop it") from None
+
+    def join(self) -> None:
+        """Let others in. Until this process leaves, nobody can have the output for itself alone."""
+        self._member.acquire()
+        with contextlib.suppress(OSError):
+            self._holder_path.unlink()
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The lock again, once nobody is joining or finishing."""
+        self._take()
+        try:
+            self._say_who()
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self._holder_path.unlink()
+            self._lock.release()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._member.is_locked:
+            with contextlib.suppress(OSError):
+                Path(self._member.lock_file).unlink()
+            self._member.release()
+        super().__exit__(kind, error, trace)
 
 
 def refuse_strangers(out: Path, own: Sequence[str]) -> None:
@@ -153,6 +271,8 @@ def leftovers(folder: Path) -> Iterator[Path]:
         except Timeout:
             continue
         try:
+            if any(Workspace(lock_path.parent / name.removeprefix(".").removesuffix(MARK), "")._members()):
+                continue
             kept = {lock_path}
             if not (lock_path.parent / name.removeprefix(".").removesuffix(MARK)).exists():
                 kept.add(lock_path.parent / f"{name}old")

@@ -1,4 +1,4 @@
-"""Look at caches: inspect, verify, gc."""
+"""Look at caches: inspect, verify, finalize, gc."""
 
 from __future__ import annotations
 
@@ -152,6 +152,26 @@ def verify(cache: str, as_json: bool, teacher: str | None, **asked: Any) -> None
 
 
 @command.command(
+    "finalize", cls=Command, context_settings=SETTINGS, short_help="Finish a cache whose parts several processes made."
+)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--identity", default="", help="First characters of the one meant, where parts of several lie there")
+@as_json_option
+def finalize(out: Path, identity: str, as_json: bool) -> None:
+    """Turn the parts that `softlabels dump --parts` made for OUT into a cache. Needs neither teacher nor data.
+
+    Parts that are missing are named; nothing is lost, and it may be repeated.
+    """
+    from pipeline.dump import finalize as finish
+
+    cache = finish(out, identity)
+    found = {"out": str(out), "identity": cache.digest, "entries": cache.manifest.counts["entries"]}
+    parts = len(cache.parts)
+    said = f"{out}: {found['entries']:,} entries in {_plural(parts, 'part')}; identity {cache.digest[:12]}"
+    click.echo(json.dumps({**found, "parts": parts}, indent=2) if as_json else said)
+
+
+@command.command(
     "gc", cls=Command, context_settings=SETTINGS, short_help="List or remove what killed runs left behind."
 )
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("."))
@@ -168,7 +188,7 @@ def gc(folder: Path, yes: bool, as_json: bool) -> None:
         if yes:
             # While ``leftovers`` stands here it holds the lock: nobody can start to resume from this.
             _remove(path)
-        if not path.name.endswith((f"{MARK}lock", f"{MARK}holder")):
+        if not path.name.endswith((f"{MARK}lock", f"{MARK}holder")) and f"{MARK}member-" not in path.name:
             found.append({"path": str(path), "bytes": size})
             if not as_json:
                 click.echo(f"{path}  {size:,} bytes{'  removed' if yes else ''}")

@@ -47,6 +47,11 @@ class DumpConfig(Config):
     precision: str = option("float32", "of the forward pass; part of the cache's identity", choices=PRECISIONS)
     threads: int = option(0, "CPU threads of the forward pass; 0 leaves torch's choice")
     overwrite: bool = option(False, "replace a cache of another identity at --out")
+    parts: str | None = option(
+        None,
+        "make only these parts, FIRST:END or I/N (every N-th from I on, I from 0), beside others who make the rest; "
+        "then `softlabels cache finalize`",
+    )
 
     def problems(self) -> Iterator[str]:
         if self.views < 0:
@@ -77,6 +82,33 @@ class DumpConfig(Config):
             yield "--dtype int8 is for dense labels; topk keeps float32 or float16"
         if self.encoding == "topk" and (not self.temperature or min(self.temperature) <= 0):
             yield f"--temperature should be above 0, at least one; found {self.temperature}"
+
+
+@dataclass(frozen=True)
+class PartialReport:
+    """What one of several processes knows when its share of a dump is made: ``there`` of ``parts`` are written."""
+
+    out: str
+    identity: str
+    parts: int
+    there: int
+    seconds: float
+    teacher_seconds: float
+    device: str
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        then = (
+            f"finish with `softlabels cache finalize {self.out}`, if nobody else does"
+            if self.there == self.parts
+            else f"{self.parts - self.there} are still to be made"
+        )
+        return f"{self.out}: {self.there} of {self.parts} parts are there, {self.seconds:.1f} s; {then}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from pipeline.datasets import Dataset
 from pipeline.devices import autocast
+from pipeline.dump.claims import Claims
 from pipeline.dump.job import Job
 from pipeline.encodings.encode_torch import encode
 from pipeline.errors import EncodingError
 from pipeline.fidelity import Fidelity
 from pipeline.identity import SPLITS
 from pipeline.models import FeatureTap, logits_of
-from pipeline.progress import Progress
+from pipeline.progress import Bar
 from pipeline.store import CacheWriter, IndexRows, Part
 from pipeline.views import Entry, input_loader
 
@@ -77,53 +79,47 @@ def ask(job: Job, inputs: Tensor, sample: slice) -> Answers:
         )
 
 
-def write_parts(job: Job, writer: CacheWriter, progress: Progress) -> float:
-    """Run the teacher over every part that is not journalled yet; seconds spent in its forward passes."""
-    todo = [part for part in job.layout.parts if part.number not in writer.done]
-    done = sum(part.entries for part in job.layout.parts) - sum(part.entries for part in todo)
+def write_parts(job: Job, writer: CacheWriter, claims: Claims, bar: Bar) -> float:
+    """Run the teacher over the parts that can be claimed now; seconds spent in its forward passes."""
     rows = EntryRows(job.dataset)
-    order = _Batches(rows, todo, job.config.batch_size)
+    order = _Batches(rows, claims, job.config.batch_size)
     loader = input_loader(job.dataset, job.views, order, job.config.workers, pin_memory=job.device.type == "cuda")
-    batches = iter(loader)
-    seconds = 0.0
-    total = sum(part.entries for part in job.layout.parts)
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="softlabels-writer") as pool,
-        progress.bar("dump", total, "entries", done) as bar,
-    ):
-        writing: Future[None] | None = None
-        for part in todo:
-            building = _PartBuilder(job, part, rows.of(part))
-            for first in range(0, part.entries, job.config.batch_size):
-                inputs = next(batches)
-                began = time.perf_counter()
-                building.add(first, inputs)
-                seconds += time.perf_counter() - began
-                bar.update(len(inputs))
-                if writing is not None and writing.done():
-                    writing.result()  # a disk that is full should stop the teacher now
-            if writing is not None:
-                writing.result()  # two parts are held at the most
-            writing = pool.submit(building.write, writer)
+    seconds, first = 0.0, 0
+    building: _PartBuilder | None = None
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="softlabels-writer") as pool:
+        for inputs in loader:
+            if building is None:
+                part = order.coming.popleft()
+                building, first = _PartBuilder(job, part, rows.of(part)), 0
+            began = time.perf_counter()
+            building.add(first, inputs)
+            seconds += time.perf_counter() - began
+            first += len(inputs)
+            bar.update(len(inputs))
+            if writing is not None and (writing.done() or first == building.part.entries):
+                writing.result()  # a disk that is full should stop the teacher now; two parts are held at the most
+            if first == building.part.entries:
+                writing = pool.submit(building.write, writer, claims)
+                building = None
         if writing is not None:
             writing.result()
     return seconds
 
 
 class _Batches:
-    """The (row, view) pairs of each batch of the parts to do, made as they are needed."""
+    """The (row, view) pairs of each batch of the parts that can be claimed, made as they are needed."""
 
-    def __init__(self, rows: EntryRows, parts: list[Part], size: int) -> None:
-        self.rows, self.parts, self.size = rows, parts, size
+    def __init__(self, rows: EntryRows, claims: Claims, size: int) -> None:
+        self.rows, self.claims, self.size = rows, claims, size
+        self.coming: deque[Part] = deque()
 
     def __iter__(self) -> Iterator[list[Entry]]:
-        for part in self.parts:
+        for part in self.claims:
+            self.coming.append(part)
             rows = self.rows.of(part).tolist()
             for first in range(0, len(rows), self.size):
                 yield [(row, part.view) for row in rows[first : first + self.size]]
-
-    def __len__(self) -> int:
-        return sum(-(-part.entries // self.size) for part in self.parts)
 
 
 class _PartBuilder:
@@ -152,8 +148,8 @@ class _PartBuilder:
         self.predicted[first : first + len(inputs)] = answers.predicted
         self.sampled.append(answers.sampled)
 
-    def write(self, writer: CacheWriter) -> None:
-        """Write the part with its index and what is known of its fidelity."""
+    def write(self, writer: CacheWriter, claims: Claims) -> None:
+        """Write the part with its index and what is known of its fidelity, and let go of the claim on it."""
         job, view = self.job, self.part.view
         classes = len(job.dataset.classes)
         fidelity = Fidelity(job.encoding, classes)
@@ -172,6 +168,7 @@ class _PartBuilder:
         )
         statistics = {"bound": job.encoding.bound(self.arrays, classes), **fidelity.totals()}
         writer.write_part(self.part, self.arrays, index, self.features, statistics)
+        claims.release(self.part)
         self.arrays, self.features, self.sampled = {}, {}, []
 
     def _named(self, error: EncodingError, first: int) -> EncodingError:

@@ -3,85 +3,166 @@
 from __future__ import annotations
 
 import datetime
+import glob
+import os
 import platform
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from pipeline.dump.config import DumpConfig, DumpReport
+from pipeline.dump.claims import Claims, Share
+from pipeline.dump.claims import folder_of as claims_folder
+from pipeline.dump.config import DumpConfig, DumpReport, PartialReport
 from pipeline.dump.job import Job, prepare
 from pipeline.dump.parts import write_parts
+from pipeline.dump.plan import PATH as PLAN
+from pipeline.dump.plan import Plan
 from pipeline.errors import CacheError, ConfigError
-from pipeline.fidelity import summarise
 from pipeline.identity import short
 from pipeline.outputs import write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.sources.replay import replay_table
-from pipeline.store import Cache, CacheWriter, open_cache
+from pipeline.store import Cache, CacheWriter, open_cache, replay_file
 from pipeline.views import view_records
-from pipeline.workspace import Workspace, refuse_strangers
+from pipeline.workspace import MARK, SharedWorkspace, Workspace, refuse_strangers
 
 REPLAYED_EXAMPLES = 8
 OWN = ("manifest.json", "parts.parquet", "views.parquet", "README.md", "index*", "labels*", "features.zarr*")
 """What a cache consists of: --overwrite deletes nothing else."""
 
+POLL_SECONDS = 0.5
 
-def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport:
+
+def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport | PartialReport:
     """Dump, or resume, or find the same cache finished.
+
+    Several processes may make one cache: ranks of torchrun (RANK and WORLD_SIZE in the environment), of which rank 0
+    finishes it when all parts are there, or tasks with ``parts`` each, after which somebody calls ``finalize``. Those
+    that do not finish it return a PartialReport.
 
     Raises ConfigError when ``out`` holds something else (unless ``overwrite``), BusyError when another process is
     writing it, DataError, ModelError or EncodingError naming the entry that could not be kept.
     """
     progress = progress or Silent()
     started = time.perf_counter()
+    share = Share.of_this_process(config.parts)
     job = prepare(config)
     out = Path(config.out)
-    if (out / "manifest.json").is_file():
-        cache = _finished(out)
-        if cache is not None and cache.digest == job.digest:
-            report = _report(job, cache, time.perf_counter() - started, 0.0, resumed=len(cache.parts))
-            write_beside(out, report.as_dict(), again=True)
-            return report
+    if (found := _found_finished(job, started)) is not None:
+        return found
     if out.is_dir() and any(out.iterdir()) and not config.overwrite:
         raise ConfigError(_occupied(out, job))
     refuse_strangers(out, OWN)
-    with Workspace(out, job.digest) as space:
-        writer = CacheWriter(
-            space.path,
-            job.layout,
-            job.encoding,
-            classes=len(job.dataset.classes),
-            store=config.store,
-            features=job.feature_specs,
-            identity=job.digest,
-        )
+    plan = Plan(job.identity, job.layout, job.dataset.classes, job.feature_specs, _views_as_seen(job))
+    if not share.shared:
+        with Workspace(out, job.digest) as space:
+            writer = plan.writer(space.path)
+            resumed = len(writer.done)
+            seconds = _make_parts(job, writer, share, progress)
+            # Again even where a manifest is there: a kill while finalising may have left part of the journal behind.
+            plan.finalise(writer)
+            space.commit()
+        return _finished_report(job, started, seconds, resumed)
+    with SharedWorkspace(out, job.digest) as shared:
+        if (found := _found_finished(job, started)) is not None:  # while this process waited to join
+            return found
+        writer = plan.writer(shared.path)
+        plan.save(shared.path)
+        shared.join()
         resumed = len(writer.done)
-        teacher_seconds = write_parts(job, writer, progress)
-        # Again even where a manifest is there: a kill while finalising may have left part of the journal behind.
-        writer.finalise(
-            {
-                "identity": job.identity,
-                "class_names": job.dataset.classes,
-                "fidelity": summarise((record.split, record.statistics) for record in writer.records),
-                "replay": _views_as_seen(job),
-            }
+        seconds = _make_parts(job, writer, share, progress)
+        if share.chosen is not None or share.rank:
+            return _partial_report(job, writer, time.perf_counter() - started, seconds)
+        with shared.alone():
+            plan.finalise(writer)
+            shared.commit()
+        shutil.rmtree(claims_folder(shared.path), ignore_errors=True)
+    return _finished_report(job, started, seconds, resumed)
+
+
+def _make_parts(job: Job, writer: CacheWriter, share: Share, progress: Progress) -> float:
+    """Make parts until none of the share is left, or none that this process may wait for; seconds in the teacher."""
+    claims = Claims(writer, share)
+    total = sum(part.entries for part in job.layout.parts)
+    done = sum(part.entries for part in job.layout.parts if part.number in writer.done)
+    seconds = 0.0
+    with progress.bar("dump", total, "entries", done) as bar:
+        seconds += write_parts(job, writer, claims, bar)
+        # Other ranks are at the rest. Should one of them die without torchrun, its claims are free again.
+        while share.shared and share.chosen is None and claims.left:
+            time.sleep(POLL_SECONDS)
+            seconds += write_parts(job, writer, claims, bar)
+    return seconds
+
+
+def finalize(out: Path, identity: str = "") -> Cache:
+    """Turn the parts that several processes made beside ``out`` into the cache; or find that done.
+
+    ``identity``: the first characters of the one that is meant, where parts of several caches lie there. Raises
+    CacheIncompleteError when parts are missing, BusyError while they are being made, ConfigError when there is
+    nothing, or more than one thing, to finish.
+    """
+    out = Path(os.path.realpath(out))
+    pattern = f".{glob.escape(out.name)}{MARK}*"
+    plans = {path.parent: Plan.load(path.parent) for path in sorted(out.parent.glob(f"{pattern}/{PLAN}"))}
+    plans = {path: plan for path, plan in plans.items() if plan.digest.startswith(identity)}
+    if not plans and (cache := _finished(out)) is not None and cache.digest.startswith(identity):
+        return cache
+    if len(plans) != 1:
+        there = ", ".join(short(plan.digest) for plan in plans.values()) or "none"
+        raise ConfigError(
+            f"there should be the parts of one cache beside {out}, made by softlabels dump --parts; found {there}"
+            + (". Name one with --identity" if plans else "")
         )
+    ((folder, plan),) = plans.items()
+    refuse_strangers(out, OWN)
+    with Workspace(out, plan.digest) as space:
+        plan.finalise(plan.writer(folder))
         space.commit()
+    shutil.rmtree(claims_folder(folder), ignore_errors=True)
+    return open_cache(out)
+
+
+def _found_finished(job: Job, started: float) -> DumpReport | None:
+    out = Path(job.config.out)
+    cache = _finished(out) if (out / "manifest.json").is_file() else None
+    if cache is None or cache.digest != job.digest:
+        return None
+    report = _report(job, cache, time.perf_counter() - started, 0.0, resumed=len(cache.parts))
+    write_beside(out, report.as_dict(), again=True)
+    return report
+
+
+def _finished_report(job: Job, started: float, teacher_seconds: float, resumed: int) -> DumpReport:
+    out = Path(job.config.out)
     report = _report(job, open_cache(out), time.perf_counter() - started, teacher_seconds, resumed=resumed)
     write_beside(out, report.as_dict())
     return report
 
 
-def _views_as_seen(job: Job) -> pa.Table | None:
-    """A few random views of the first training examples, as the teacher saw them."""
+def _partial_report(job: Job, writer: CacheWriter, seconds: float, teacher_seconds: float) -> PartialReport:
+    there = sum(writer.look(part.number) for part in job.layout.parts)
+    return PartialReport(
+        out=str(job.config.out),
+        identity=job.digest,
+        parts=len(job.layout.parts),
+        there=there,
+        seconds=round(seconds, 3),
+        teacher_seconds=round(teacher_seconds, 3),
+        device=str(job.device),
+    )
+
+
+def _views_as_seen(job: Job) -> bytes | None:
+    """A few random views of the first training examples, as the teacher saw them: a cache's views.parquet."""
     rows = job.dataset.rows("train")[:REPLAYED_EXAMPLES].tolist() if job.views.count > 1 else []
     entries = [(row, 1 + number % (job.views.count - 1)) for number, row in enumerate(rows)]
     if not entries:
         return None
-    return replay_table(view_records(job.views, job.dataset, entries))
+    return replay_file(replay_table(view_records(job.views, job.dataset, entries)))
 
 
 def _finished(out: Path) -> Cache | None:

@@ -13,7 +13,7 @@ from pipeline.store.manifest import FORMAT, STORES, FeatureSpec, Manifest
 from pipeline.store.parts import FileRecord, PartRecord
 from pipeline.store.reader import Cache, open_cache
 from pipeline.store.verify import Problem, VerifyReport, verify
-from pipeline.store.writer import CacheWriter
+from pipeline.store.writer import CacheWriter, replay_file
 
 __all__ = [
     "FORMAT",
@@ -31,5 +31,6 @@ __all__ = [
     "Problem",
     "VerifyReport",
     "open_cache",
+    "replay_file",
     "verify",
 ]

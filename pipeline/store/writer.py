@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.encodings import Arrays, Encoding
-from pipeline.errors import CacheError, CacheIncompleteError
+from pipeline.errors import CacheError, CacheIncompleteError, DiskFullError
 from pipeline.store import index as index_files
 from pipeline.store import manifest as manifest_file
 from pipeline.store import parts as parts_file
@@ -39,6 +39,11 @@ _WANTED = ("identity", "class_names")
 _KNOWN = (*_WANTED, "bound", "fidelity", "replay", "temperatures")
 
 
+def replay_file(table: pa.Table) -> bytes:
+    """The bytes of views.parquet: a few views as they were seen when the cache was dumped."""
+    return write_table(table, row_group_size=64, zstd=())
+
+
 def label_backend(store: str, encoding: Encoding, classes: int, layout: Layout) -> Backend:
     """The backend that ``store`` names, for the arrays of ``encoding``."""
     specs = encoding.specs(classes)
@@ -47,6 +52,18 @@ def label_backend(store: str, encoding: Encoding, classes: int, layout: Layout) 
     if store == "parquet":
         return ParquetBackend("labels", specs)
     raise ValueError(f"the store should be {' or '.join(STORES)}; found {store!r}")
+
+
+def _ranges(numbers: Sequence[int], most: int = 8) -> str:
+    """Ascending numbers as ``FIRST:END`` ranges, as ``--parts`` takes them.
+
+    >>> _ranges([0, 1, 2, 5, 7, 8])
+    '0:3, 5:6, 7:9'
+    """
+    starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
+    ends = [n + 1 for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
+    found = [f"{start}:{end}" for start, end in zip(starts, ends, strict=True)]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more ranges" if len(found) > most else "")
 
 
 class CacheWriter:
@@ -89,6 +106,26 @@ class CacheWriter:
         with self._lock:
             return set(self._records)
 
+    def look(self, number: int) -> bool:
+        """Whether a part is written: known here, or journalled since by another process.
+
+        All parts are once a manifest stands in the scratch directory, or that directory has become the cache.
+        """
+        with self._lock:
+            if number in self._records:
+                return True
+        try:
+            record = parts_file.parse_journal(
+                self._journal(number).read_bytes(), self.identity, self.layout.parts[number]
+            )
+        except FileNotFoundError:
+            return (self.folder / manifest_file.PATH).exists() or not self.folder.exists()
+        if record is None or not self._present(record):
+            return False
+        with self._lock:
+            self._records[number] = record
+        return True
+
     @property
     def records(self) -> tuple[PartRecord, ...]:
         """What is known of each finished part, in the order of their numbers: its files and statistics."""
@@ -111,7 +148,11 @@ class CacheWriter:
         if len(found) < len(parts):
             # Killed while finalising, after the manifest and before the last of the journal went.
             found = {**{record.number: record for record in self._committed()}, **found}
-        return {n: record for n, record in found.items() if self._present(record)}
+        sound = {n: record for n, record in found.items() if self._present(record)}
+        if len(sound) < len(parts):
+            # A manifest without its parts would tell other processes that nothing is left to do.
+            (self.folder / manifest_file.PATH).unlink(missing_ok=True)
+        return sound
 
     def _committed(self) -> tuple[PartRecord, ...]:
         try:
@@ -150,7 +191,8 @@ class CacheWriter:
 
         ``arrays`` is what the encoding made of the part's positions, ``features`` (positions, ...) float16 of each
         named feature, ``statistics`` finite numbers worth keeping. Raises ValueError when they do not fit the part,
-        CacheIncompleteError when the system refuses to write; what was journalled before stays good.
+        DiskFullError when there is no room, CacheIncompleteError when the system refuses to write for another reason;
+        what was journalled before stays good.
         """
         if part != self.layout.parts[part.number]:
             raise ValueError(f"part {part.number} of this layout is another: {self.layout.parts[part.number]}")
@@ -171,12 +213,24 @@ class CacheWriter:
         seals = {**self._labels.seals(written, part, sizes), **self._features.seals(written, part, sizes)}
         record = PartRecord.of(part, {p: FileRecord.of(d) for p, d in data.items()}, statistics or {}, seals)
         journal = parts_file.journal_entry(record, self.identity)
-        for path, content in data.items():
-            self._write(path, content)
-        self._write(f"{JOURNAL}/{self._journal(part.number).name}", journal)
+        try:
+            for path, content in data.items():
+                self._write(path, content)
+            self._write(f"{JOURNAL}/{self._journal(part.number).name}", journal)
+        except DiskFullError as error:
+            raise error.adding(self._rest(part, sum(sizes.values()))) from error
         with self._lock:
             self._records[part.number] = record
         return record
+
+    def _rest(self, part: Part, size: int) -> str:
+        """What the parts that are not written take, by the mean of those that are and of ``part``, ``size`` bytes."""
+        records = [record for record in self.records if record.number != part.number]
+        known = size + sum(file.size for record in records for file in record.files.values())
+        written = sum(record.positions for record in records)
+        left = (self.layout.positions - written) * known // max(1, written + part.positions)
+        parts = len(self.layout.parts) - len(records)
+        return f"The {parts:,} part{'s' * (parts > 1)} still to be written take about {left:,} bytes in all"
 
     def _write(self, path: str, data: bytes) -> None:
         place = self.folder / path
@@ -187,6 +241,8 @@ class CacheWriter:
             write_atomic(place, data)
             for folder in missing:
                 sync_directory((self.folder / folder).parent)
+        except DiskFullError:
+            raise
         except OSError as error:
             raise CacheIncompleteError(
                 f"writing {place} failed: {error.strerror or error}. Put that right and run the same command again: "
@@ -198,22 +254,23 @@ class CacheWriter:
 
         ``manifest`` holds ``identity`` (with the digest that this writer was made for, ``store`` and ``part_size``)
         and ``class_names``; and, as wanted, ``bound`` (without it the largest ``bound`` among the statistics of
-        the parts), ``fidelity`` (JSON) and ``replay``, a table of a few views as they were seen.
+        the parts), ``fidelity`` (JSON) and ``replay``, the bytes of a table of a few views as they were seen.
 
-        Raises CacheIncompleteError when parts are missing. May be repeated: the same bytes come out.
+        Raises CacheIncompleteError when parts are missing, and as ``write_part`` does. May be repeated: the same bytes
+        come out.
         """
         self._check(manifest)
         records = self.records
         missing = sorted({part.number for part in self.layout.parts} - {r.number for r in records})
         if missing:
             raise CacheIncompleteError(
-                f"{len(missing):,} of {len(self.layout.parts):,} parts are not written yet, the first is part "
-                f"{missing[0]}. Run the dump again: it goes on from here"
+                f"{len(missing):,} of {len(self.layout.parts):,} parts are not written yet: {_ranges(missing)}. Run "
+                "the dump again: it goes on from here"
             )
         static = {**self._labels.static(), **(self._features.static() if self.features else {})}
-        replay: pa.Table | None = manifest.get("replay")
+        replay: bytes | None = manifest.get("replay")
         if replay is not None:
-            static[REPLAY] = write_table(replay, row_group_size=64, zstd=())
+            static[REPLAY] = replay
         static[parts_file.PATH] = parts_file.encode(records)
         self._sweep({path for record in records for path in record.files} | set(static))
         bounds = [record.statistics.get("bound", 0.0) for record in records]
@@ -229,12 +286,18 @@ class CacheWriter:
             replay=None if replay is None else REPLAY,
         )
         static[CARD] = card(draft).encode()
-        for path, content in static.items():
-            self._write(path, content)
         files = {path: FileRecord.of(content) for path, content in static.items()}
         data = Manifest(**{**vars(draft), "files": files}).to_json()
         final = Manifest.from_json(data, manifest_file.PATH)
-        self._write(manifest_file.PATH, data)
+        try:
+            for path, content in static.items():
+                self._write(path, content)
+            self._write(manifest_file.PATH, data)
+        except DiskFullError as error:
+            rest = sum(file.size for file in files.values()) + len(data)
+            raise error.adding(
+                f"All parts are written; the files that finish the cache take {rest:,} bytes in all"
+            ) from error
         shutil.rmtree(self.folder / JOURNAL, ignore_errors=True)
         return final
 

@@ -1,4 +1,4 @@
-"""The verbs about a cache, as typed: inspect, verify, gc."""
+"""The verbs about a cache, as typed: inspect, verify, gc (finalize: tests/test_fleet.py)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.encodings import Dense, TopK
 from pipeline.errors import CacheIncompleteError, CacheNotFoundError
-from pipeline.store import CacheWriter, FeatureSpec, IndexRows, open_cache, verify
+from pipeline.store import CacheWriter, FeatureSpec, IndexRows, open_cache, replay_file, verify
 from tests.store.small import (
     CLASSES,
     LAYOUT,
@@ -68,7 +68,7 @@ def test_parts_of_another_identity_are_not_taken_over(tmp_path: Path) -> None:
 def test_missing_parts_are_counted(tmp_path: Path) -> None:
     writer = writer_of(tmp_path)
     write(writer, [LAYOUT.parts[0], LAYOUT.parts[2]])
-    with pytest.raises(CacheIncompleteError, match="10 of 12 parts are not written yet, the first is part 1"):
+    with pytest.raises(CacheIncompleteError, match="10 of 12 parts are not written yet: 1:2, 3:12"):
         finalise(writer)
 
 
@@ -105,7 +105,7 @@ def test_replayed_views_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     table = pa.table({"example_id": ["train/0"], "view": [1], "pixels": [[0.5, 1.0]]})
     writer = writer_of(tmp_path)
     write(writer)
-    manifest = finalise(writer, replay=table)
+    manifest = finalise(writer, replay=replay_file(table))
     assert manifest.replay == "views.parquet"
     cache = open_cache(tmp_path)
     # By this thread alone: one of Arrow's that still holds a buffer when the interpreter ends aborts it.
