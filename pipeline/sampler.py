@@ -65,9 +65,13 @@ class Order:
     @property
     def batches(self) -> int:
         """Batches of one epoch on this rank. Ranks may differ by one."""
+        return len(range(self.rank, self.all_batches, self.world))
+
+    @property
+    def all_batches(self) -> int:
+        """Batches of one epoch over all ranks."""
         whole, rest = divmod(self.examples, self.batch_size)
-        total = whole + (1 if rest and not self.drop_last else 0)
-        return len(range(self.rank, total, self.world))
+        return whole + (1 if rest and not self.drop_last else 0)
 
     def windows(self, epoch: int) -> Iterator[tuple[Rows, Rows]]:
         """(block numbers, dataset rows in the order of visit) of each window of one epoch, over all ranks."""

@@ -22,13 +22,14 @@ from torch.nn import functional
 
 from pipeline.devices import autocast
 from pipeline.errors import ModelError
-from pipeline.identity import digest
+from pipeline.identity import digest, view_seed
 from pipeline.models import logits_of
 from pipeline.progress import Bar, Progress, Silent
 from pipeline.sampler import Order
 from pipeline.training.interruption import Interruption
 from pipeline.training.objective import Terms
 from pipeline.training.optimisation import learning_rate, make_optimizer
+from pipeline.training.ranks import AGREE_STEPS, ALONE, Ranks
 from pipeline.training.recipe import Recipe, outcome_options
 from pipeline.training.state import Position, load_state, save_state
 from pipeline.training.task import Task
@@ -69,16 +70,18 @@ def fit(
     progress: Progress | None = None,
     description: str = "train",
     on_step: StepHook | None = None,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
     """Train ``model`` in place, on ``task.device``, and leave it in eval mode with the weights to keep.
 
-    ``state`` is where the training state is saved and looked for. ``on_step(step, loss)`` is called after each
-    optimiser step with the loss it took, a scalar on the device.
+    With several ``ranks``, each calls this with the same arguments; ``recipe.accumulate`` counts the batches of all of
+    them, and rank 0 saves. ``state`` is where the training state is saved and looked for. ``on_step(step, loss)`` is
+    called after each optimiser step with the loss it took, a scalar.
 
     Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once the step in hand is done and the state is saved; ModelError
     when the loss is no longer finite.
     """
-    return _Fit(model, task, recipe, seed, state, progress or Silent(), on_step).run(description)
+    return _Fit(model, task, recipe, seed, state, progress or Silent(), on_step, ranks).run(description)
 
 
 class _Fit:
@@ -93,19 +96,33 @@ class _Fit:
         state: Path | None,
         progress: Progress,
         on_step: StepHook | None,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.task, self.recipe, self.state, self.progress, self.on_step = task, recipe, state, progress, on_step
         self.model = model.to(task.device)
         self.forward: Callable[[Tensor], Any] = torch.compile(model) if recipe.compile else model
+        self.stepping = ranks.spread(model, self.forward)
         self.optimizer = make_optimizer(model, recipe)
-        self.order = Order(task.blocks, recipe.batch_size, seed=seed, window=recipe.window, drop_last=recipe.drop_last)
-        self.visits = self.order.batches * recipe.batch_size if recipe.drop_last else self.order.examples
-        self.steps_per_epoch = -(-self.order.batches // recipe.accumulate)
+        self.order = Order(
+            task.blocks,
+            recipe.batch_size,
+            seed=seed,
+            window=recipe.window,
+            drop_last=recipe.drop_last,
+            rank=ranks.rank,
+            world=ranks.world,
+        )
+        self.batches = self.order.all_batches
+        self.visits = self.batches * recipe.batch_size if recipe.drop_last else self.order.examples
+        self.steps_per_epoch = -(-self.batches // recipe.accumulate)
         if not self.steps_per_epoch:
             raise ModelError(
                 f"an epoch of {self.order.examples} examples has no whole batch of {recipe.batch_size}: leave out "
                 "--drop-last"
             )
+        if recipe.accumulate % ranks.world:
+            raise ModelError(f"{ranks.world} ranks cannot share {recipe.accumulate} batches of a step evenly")
         self.labels = torch.from_numpy(task.labels).to(task.device)
         self.has_soft = self._has_soft()
         self.position = Position()
@@ -117,7 +134,9 @@ class _Fit:
         torch.manual_seed(seed)
         if state is not None and (loaded := load_state(state, self.signature, model, self.optimizer, task.device)):
             self.position, self.best = loaded.position, loaded.best
-            self.losses = _Losses(loaded.losses)
+            self.losses = _Losses(loaded.losses if ranks.rank == 0 else None)
+        if ranks.rank:
+            torch.manual_seed(view_seed(seed, f"step {self.position.step}", ranks.rank))  # dropout of its own
 
     def _has_soft(self) -> Tensor | None:
         """(N,) which rows have soft labels, on the device; None when all that are visited do."""
@@ -132,14 +151,14 @@ class _Fit:
     def run(self, description: str) -> Fitted:
         started = time.perf_counter()
         total, done = (
-            self.recipe.epochs * self.order.batches,
-            self.position.epoch * self.order.batches + self.position.batch,
+            self.recipe.epochs * self.batches,
+            self.position.epoch * self.batches + self.position.batch,
         )
         with Interruption() as interruption, self.progress.bar(description, total, "batches", done) as bar:
             while self.position.epoch < self.recipe.epochs and not self._patience_is_out():
                 self._epoch(interruption, bar)
                 self._close_epoch(description)
-                self._save_if(interruption, due=interruption.requested)
+                self._save_if(interruption, always=True)
         kept = self.position.epoch - 1
         if self.recipe.keep == "best" and self.best is not None:
             self.model.load_state_dict(self.best)
@@ -164,32 +183,52 @@ class _Fit:
         view = task.train_views[position.epoch % len(task.train_views)]
         self.model.train()
         # Inputs first: their workers fork before the thread of the labels starts.
-        inputs = task.inputs.stream(self.order, position.epoch, position.batch, view)
-        labels = (
-            task.source.stream(self.order, position.epoch, position.batch, view) if task.source is not None else None
-        )
+        world, start = self.ranks.world, position.batch // self.ranks.world
+        inputs = task.inputs.stream(self.order, position.epoch, start, view)
+        labels = task.source.stream(self.order, position.epoch, start, view) if task.source is not None else None
         terms: list[Terms] = []
+        numbers = range(position.batch + self.ranks.rank, self.batches, world)
         with closing(labels) if labels is not None else nullcontext():
-            for batch, rows in enumerate(self.order.epoch(position.epoch, position.batch), position.batch):
+            for batch, rows in zip(numbers, self.order.epoch(position.epoch, start), strict=True):
                 x = next(inputs)
                 soft = labels.next(x, rows) if labels is not None else None
                 index = torch.from_numpy(rows).to(task.device, non_blocking=True)
                 has_soft = None if self.has_soft is None else self.has_soft[index]
-                with autocast(task.device, recipe.precision):
-                    logits = logits_of(self.forward(x))
-                found = task.objective(logits, self.labels[index], soft, has_soft)
-                (found.total / self._rows_of_step(batch)).backward()  # type: ignore[no-untyped-call]
+                end = self._end_of_step(batch)
+                last = batch + world >= end
+                with self.ranks.apart(self.stepping, last):
+                    with autocast(task.device, recipe.precision):
+                        logits = logits_of(self.stepping(x))
+                    found = task.objective(logits, self.labels[index], soft, has_soft)
+                    # Ranks average their gradients, and each has only its own rows of the step.
+                    (found.total / self._rows_of_step(batch) * world).backward()  # type: ignore[no-untyped-call]
                 terms.append(found)
                 self.examples += len(rows)
-                bar.update(1)
-                if (batch + 1) % recipe.accumulate and batch + 1 < self.order.batches:
+                bar.update(min(world, self.batches - batch))
+                if not last:
                     continue
                 self._step(terms, batch)
                 terms = []
-                position.batch = batch + 1
-                if batch + 1 < self.order.batches:
-                    self._save_if(interruption, due=interruption.requested)
+                position.batch = end
+                if end < self.batches:
+                    self._save_if(interruption)
         next(inputs, None)  # tells the workers of a DataLoader that the epoch has ended
+        if position.batch < self.batches:
+            self._idle_step(view)
+
+    def _end_of_step(self, batch: int) -> int:
+        """The batch after the last of the optimiser step that ``batch`` is part of."""
+        return min((batch // self.recipe.accumulate + 1) * self.recipe.accumulate, self.batches)
+
+    def _idle_step(self, view: int) -> None:
+        """Take part in the last step of an epoch that has no batch for this rank: with inputs that weigh nothing."""
+        position = self.position
+        x = next(self.task.inputs.stream(self.order, position.epoch, 0, view))
+        with autocast(self.task.device, self.recipe.precision):
+            logits = logits_of(self.stepping(x))
+        (logits.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
+        self._step([], position.batch)
+        position.batch = self.batches
 
     def _rows_of_step(self, batch: int) -> int:
         """Rows of the optimiser step that ``batch`` is part of."""
@@ -207,13 +246,14 @@ class _Fit:
         for found in terms:
             self.losses.add(found)
         if self.on_step is not None:
-            self.on_step(position.step, sum(t.total.detach() for t in terms) / self._rows_of_step(batch))  # type: ignore[arg-type]
+            own = torch.stack([torch.zeros(()), *(t.total.detach().cpu() for t in terms)]).sum()[None]
+            self.on_step(position.step, self.ranks.rows(own).sum() / self._rows_of_step(batch))
         position.step += 1
 
     def _close_epoch(self, description: str) -> None:
         """Validate, record the epoch, and note whether it is the best so far."""
         position = self.position
-        total, hard, soft = self.losses.sums()
+        total, hard, soft = _Losses(self.ranks.rows(self.losses.tensor())).sums()
         record: dict[str, Any] = {
             "epoch": position.epoch,
             "view": self.task.train_views[position.epoch % len(self.task.train_views)],
@@ -247,29 +287,36 @@ class _Fit:
     def _validate(self) -> tuple[float, float]:
         """Accuracy and mean negative log-likelihood (nats) on the validation rows."""
         task = self.task
-        order = Order((task.validation,), self.recipe.batch_size * VALIDATION_BATCHES, shuffle=False)
+        size, ranks = self.recipe.batch_size * VALIDATION_BATCHES, self.ranks
+        order = Order((task.validation,), size, shuffle=False, rank=ranks.rank, world=ranks.world)
+        ranks.same_buffers(self.model)
         labels = torch.from_numpy(task.validation_labels).to(task.device)
-        hits: list[Tensor] = []
-        losses: list[Tensor] = []
+        found: list[Tensor] = []
         self.model.eval()
         with torch.no_grad():
             for rows, x in zip(order.epoch(0), task.validation_inputs.stream(order, 0, 0, 0), strict=True):
                 with autocast(task.device, self.recipe.precision):
                     logits = logits_of(self.forward(x)).float()
                 expected = labels[torch.from_numpy(rows).to(task.device)]
-                hits.append((logits.argmax(dim=1) == expected).sum())
-                losses.append(functional.cross_entropy(logits, expected, reduction="sum"))
-        return int(torch.stack(hits).sum()) / order.examples, math.fsum(torch.stack(losses).tolist()) / order.examples
+                hits = (logits.argmax(dim=1) == expected).sum()
+                found.append(torch.stack([hits, functional.cross_entropy(logits, expected, reduction="sum")]))
+        both = ranks.rows(torch.stack(found).cpu() if found else torch.zeros(0, 2)).double()
+        return int(both[:, 0].sum()) / order.examples, math.fsum(both[:, 1].tolist()) / order.examples
 
-    def _save_if(self, interruption: Interruption, *, due: bool) -> None:
-        """Save the state when it is time to; after an interruption, stop."""
-        if self.state is not None:
-            every = self.recipe.checkpoint_every
-            if due or (every and time.monotonic() - self.saved_at > every):
-                losses = self.losses.tensor()
+    def _save_if(self, interruption: Interruption, *, always: bool = False) -> None:
+        """Save the state when it is time to; after an interruption, stop. Ranks agree on both, now and then."""
+        if self.ranks.world > 1 and not always and self.position.step % AGREE_STEPS:
+            return
+        every = self.recipe.checkpoint_every
+        stop, due = self.ranks.any(
+            interruption.requested, self.ranks.rank == 0 and bool(every) and time.monotonic() - self.saved_at > every
+        )
+        if self.state is not None and (stop or due):
+            losses = self.ranks.rows(self.losses.tensor())
+            if self.ranks.rank == 0:
                 save_state(self.state, self.signature, self.position, self.model, self.optimizer, self.best, losses)
-                self.saved_at = time.monotonic()
-        if interruption.requested:
+            self.saved_at = time.monotonic()
+        if stop:
             raise KeyboardInterrupt
 
 

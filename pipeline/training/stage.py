@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
+from pipeline.errors import DiskFullError
 from pipeline.identity import digest, short
 from pipeline.models import build_model, check_model, save_weights, state_digest
 from pipeline.outputs import json_bytes, read_finished, write_beside
@@ -21,6 +22,7 @@ from pipeline.progress import Progress, Silent
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Fitted, fit
 from pipeline.training.preparation import Prepared, prepare
+from pipeline.training.ranks import Ranks
 from pipeline.training.recipe import Recipe, outcome_options
 from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
@@ -44,6 +46,8 @@ class TrainReport:
     @property
     def summary(self) -> str:
         """One line for people."""
+        if "rank" in self.environment:
+            return f"{self.out}: took part as rank {self.environment['rank']} of {self.environment['ranks']}"
         accuracies = [s["accuracy"] for s in self.seeds if "accuracy" in s]
         judged = ""
         if accuracies:
@@ -64,24 +68,47 @@ def run(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
     Writes ``out``/run.json and, per seed, seed-K/model.safetensors and seed-K/history.json. Nothing in them depends on
     the clock, so that equal options and data give equal bytes; times go to ``out``.report.json, beside it.
 
+    Under torchrun all ranks train each student together, on one filesystem; rank 0 alone writes and reports.
+
     Raises ConfigError, DataError, ModelError or CacheError before the first step; BusyError when another process
-    is writing ``out``; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved.
+    is writing ``out``; DiskFullError when a file does not fit, with the state of before kept; KeyboardInterrupt after
+    Ctrl-C or SIGTERM, with the state saved.
     """
-    progress = progress or Silent()
+    prepared = prepare(config)
+    with Ranks.of_this_process(prepared.task.device) as ranks:
+        # A step of N ranks is that of one with N times the accumulation, and so is what comes of it.
+        config = replace(config, accumulate=config.accumulate * ranks.world)
+        if ranks.rank:
+            return _follow(config, prepared, ranks)
+        return _run(config, prepared, ranks, progress or Silent())
+
+
+def _follow(config: TrainConfig, prepared: Prepared, ranks: Ranks) -> TrainReport:
+    """Take part in the fits of rank 0, which reads and writes whatever is to be kept."""
+    folder, seeds = ranks.told(None)
+    for seed in seeds:
+        state = Path(folder) / f"seed-{seed}" / STATE
+        fit(initial_student(config, prepared.dataset, seed), prepared.task, config, seed=seed, state=state, ranks=ranks)
+    who = {**environment(prepared.task.device), "rank": ranks.rank, "ranks": ranks.world}
+    return TrainReport(str(config.out), run_identity(config, prepared.lineage), [], prepared.lineage, environment=who)
+
+
+def _run(config: TrainConfig, prepared: Prepared, ranks: Ranks, progress: Progress) -> TrainReport:
+    """What rank 0 does, or a process alone."""
     started = time.perf_counter()
     out = Path(config.out)
-    prepared = prepare(config)
     identity = run_identity(config, prepared.lineage)
     if config.overwrite:
         refuse_strangers(out, (RECORD, "seed-*"))
     options = {**outcome_options(config), **prepared.lineage}
     found = read_finished(out, RECORD, identity, overwrite=config.overwrite, options=options)
     if found is not None:
+        ranks.told((None, []))
         report = TrainReport(str(config.out), identity, found["seeds"], found["lineage"])
         write_beside(out, report.as_dict(), again=True)
         return report
     with Workspace(out, identity) as space:
-        records, timings = _all_seeds(config, prepared, space.path, identity, progress)
+        records, timings = _all_seeds(config, prepared, space.path, identity, ranks, progress)
         space.commit()
     report = TrainReport(
         out=str(config.out),
@@ -112,15 +139,18 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _all_seeds(
-    config: TrainConfig, prepared: Prepared, folder: Path, identity: str, progress: Progress
+    config: TrainConfig, prepared: Prepared, folder: Path, identity: str, ranks: Ranks, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Fill ``folder`` with everything that a run leaves behind, and nothing else; the records, and what they took."""
     finished = read_finished(folder, RECORD, identity, overwrite=True)
     timings: dict[str, Any] = {}
+    seeds = range(config.seed, config.seed + config.seeds)
+    todo = [s for s in seeds if finished is None and _finished_seed(folder / f"seed-{s}", s) is None]
+    ranks.told((str(folder), todo))
     if finished is None:
         records = []
-        for seed in range(config.seed, config.seed + config.seeds):
-            record, timing = _one_seed(config, prepared, folder / f"seed-{seed}", seed, progress)
+        for seed in seeds:
+            record, timing = _one_seed(config, prepared, folder / f"seed-{seed}", seed, ranks, progress)
             records.append(record)
             timings[str(seed)] = timing
         finished = {
@@ -136,20 +166,50 @@ def _all_seeds(
     return list(finished["seeds"]), timings
 
 
+def _finished_seed(folder: Path, seed: int) -> dict[str, Any] | None:
+    """The record of a student that an earlier process finished in ``folder``."""
+    found = read_finished(folder, SEED_RECORD, str(seed), overwrite=True)
+    return None if found is None else dict(found["record"])
+
+
 def _one_seed(
-    config: TrainConfig, prepared: Prepared, folder: Path, seed: int, progress: Progress
+    config: TrainConfig, prepared: Prepared, folder: Path, seed: int, ranks: Ranks, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train one student into ``folder``, unless it is there; its record, and what it took."""
-    done = folder / SEED_RECORD
-    finished = read_finished(folder, done.name, str(seed), overwrite=True)
+    finished = _finished_seed(folder, seed)
     if finished is not None:
-        return finished["record"], {}
+        return finished, {}
     dataset = prepared.dataset
     model = initial_student(config, dataset, seed)
     check_model(model, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])
-    state = folder / STATE
+    try:
+        record, timing = _train(config, prepared, model, folder, seed, ranks, progress)
+        write_atomic(folder / SEED_RECORD, json_bytes({"identity": str(seed), "record": record}))
+    except DiskFullError as error:
+        left = config.seed + config.seeds - seed
+        size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        raise error.adding(
+            f"The {left:,} student{'s' * (left > 1)} still to be kept take about {left * size:,} bytes in all, besides "
+            "the training state"
+        ) from error
+    (folder / STATE).unlink(missing_ok=True)  # a run of many seeds should not hold all of their states
+    return record, timing
+
+
+def _train(
+    config: TrainConfig,
+    prepared: Prepared,
+    model: nn.Module,
+    folder: Path,
+    seed: int,
+    ranks: Ranks,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train ``model`` and keep it in ``folder``; its record, and what it took."""
+    dataset = prepared.dataset
     name = f"{Path(config.out).name}, seed {seed}"
-    fitted = fit(model, prepared.task, config, seed=seed, state=state, progress=progress, description=name)
+    state = folder / STATE
+    fitted = fit(model, prepared.task, config, seed=seed, state=state, progress=progress, description=name, ranks=ranks)
     record = {
         "seed": seed,
         "epochs": len(fitted.history),
@@ -164,11 +224,9 @@ def _one_seed(
     arguments = parse_arguments(config.student_args, "--student-args")
     metadata = {**model_metadata(config.student, arguments, dataset), "seed": seed, "cache": prepared.lineage["cache"]}
     save_model(folder, model, metadata, fitted)
-    write_atomic(done, json_bytes({"identity": str(seed), "record": record}))
-    state.unlink(missing_ok=True)  # a run of many seeds should not hold all of their states
     return record, {
         "seconds": round(fitted.seconds, 3),
-        "examples_per_second": round(fitted.examples / max(fitted.seconds, 1e-9), 1),
+        "examples_per_second": round(ranks.world * fitted.examples / max(fitted.seconds, 1e-9), 1),
     }
 
 

@@ -54,7 +54,10 @@ def save_state(
     best: Mapping[str, Tensor] | None,
     losses: Tensor,
 ) -> None:
-    """Write the whole state. ``signature`` says which run it belongs to, ``losses`` are those of the open epoch."""
+    """Write the whole state. ``signature`` says which run it belongs to, ``losses`` are those of the open epoch.
+
+    Raises DiskFullError when there is no room; the state that was there before stays, and is what a run goes on from.
+    """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
     scalars: dict[str, Any] = {}

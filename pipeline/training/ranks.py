@@ -1,0 +1,99 @@
+"""One training run on several processes, as torchrun starts them; or on this one alone.
+
+Ranks take turns at the batches of one order, so that a step of N ranks is the step of one with N times the
+accumulation. What has to be agreed on (when to stop, what was lost and won in an epoch) is agreed on here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.errors import ConfigError
+
+AGREE_STEPS = 16
+"""Optimiser steps from one question whether to stop or to save to the next: each costs a message."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among ``world`` that train one model; ``rank`` 0 writes what there is to write."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    @contextlib.contextmanager
+    def of_this_process(cls, device: torch.device) -> Iterator[Ranks]:
+        """What torchrun says (RANK, WORLD_SIZE), with the process group open: NCCL on CUDA, else Gloo."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world == 1:
+            yield cls()
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        opened = not dist.is_initialized()
+        if opened:
+            try:
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            except (ValueError, RuntimeError) as error:
+                raise ConfigError(f"WORLD_SIZE is {world}, but the ranks do not find each other: {error}") from error
+        try:
+            yield cls(dist.get_rank(), dist.get_world_size())
+        finally:
+            if opened:
+                dist.destroy_process_group()
+
+    def spread(self, model: nn.Module, forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        """``forward`` with its gradients averaged over the ranks, and the weights of rank 0 to begin with."""
+        if self.world == 1:
+            return forward
+        module = forward if isinstance(forward, nn.Module) else model
+        return DistributedDataParallel(module)
+
+    def apart(self, forward: Callable[[Tensor], Any], last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients stay here, until the last batch of a step that this rank has."""
+        if last or not isinstance(forward, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return forward.no_sync()
+
+    def any(self, *said: bool) -> tuple[bool, ...]:
+        """For each of ``said``, whether any rank says so."""
+        if self.world == 1:
+            return said
+        told: list[Any] = [None] * self.world
+        dist.all_gather_object(told, said)
+        return tuple(any(each) for each in zip(*told, strict=True))
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """The rows (n, ...) of all ranks, on the host, in the order of the ranks."""
+        if self.world == 1:
+            return rows
+        told: list[Any] = [None] * self.world
+        dist.all_gather_object(told, rows.cpu())
+        return torch.cat(told)
+
+    def told(self, value: Any) -> Any:
+        """What rank 0 says."""
+        if self.world == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Running statistics as rank 0 has them, before anything is measured with them."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+ALONE = Ranks()
