@@ -1,5 +1,5 @@
 # make repro    the whole pipeline through DVC, then where the report is
-# make test     ruff, mypy and the tests           make lint | types | format | bench | clean | distclean
+# make test     ruff, mypy and the tests           make lint | types | format | bench | faults | clean | distclean
 #
 # Each target makes .venv by itself the first time. Without a GPU, the CPU build of torch is the smaller download:
 #   make repro TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -17,7 +17,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro test lint types format bench clean distclean
+.PHONY: repro test lint types format bench faults clean distclean
 .DEFAULT_GOAL := test
 
 # torch first and alone, so that the index named above decides which build it is: 2.x.y+cpu sorts above 2.x.y.
@@ -49,6 +49,10 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Every campaign of faults in full, with counts; `make test` runs them short.
+faults: $(READY)
+	$(BIN)/python -m tests.faults
 
 # What the stages wrote. DVC's own cache stays, so that `dvc repro` after it restores instead of computing again.
 clean:

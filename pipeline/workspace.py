@@ -128,10 +128,14 @@ class Workspace:
             )
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._take()
-        self._say_who()
-        if self._old.exists() and not self.out.exists():
-            os.rename(self._old, self.out)  # killed between the two renames of a commit
-        self.path.mkdir(exist_ok=True)
+        try:
+            self._say_who()
+            if self._old.exists() and not self.out.exists():
+                os.rename(self._old, self.out)  # killed between the two renames of a commit
+            self.path.mkdir(exist_ok=True)
+        except BaseException:
+            self._lock.release()  # a full disk, say: this process should not stand in its own way
+            raise
         return self
 
     def _take(self) -> None:
@@ -271,12 +275,14 @@ def leftovers(folder: Path) -> Iterator[Path]:
         except Timeout:
             continue
         try:
-            if any(Workspace(lock_path.parent / name.removeprefix(".").removesuffix(MARK), "")._members()):
+            out = lock_path.with_name(name.removeprefix(".").removesuffix(MARK))
+            if any(Workspace(out, "")._members()):
                 continue
             kept = {lock_path}
-            if not (lock_path.parent / name.removeprefix(".").removesuffix(MARK)).exists():
-                kept.add(lock_path.parent / f"{name}old")
-            yield from sorted(p for p in lock_path.parent.glob(f"{glob.escape(name)}*") if p not in kept)
+            if not out.exists():
+                kept.add(lock_path.with_name(f"{name}old"))
+            for pattern in (f"{glob.escape(name)}*", f"{glob.escape(out.name)}.report.json.*.partial"):
+                yield from sorted(p for p in lock_path.parent.glob(pattern) if p not in kept)
             yield lock_path
         finally:
             lock.release()

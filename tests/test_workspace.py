@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline import workspace
-from pipeline.errors import BusyError, ConfigError
+from pipeline.errors import BusyError, ConfigError, DiskFullError
 from pipeline.workspace import Workspace, leftovers, refuse_strangers, write_atomic
 
 
@@ -83,18 +86,49 @@ def test_leftovers_are_what_killed_runs_left(tmp_path: Path):
     assert all(workspace.MARK in name for name in found)
 
 
+def full(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "file"
     write_atomic(path, b"old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(workspace.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    said = r"file takes 3 bytes .*No space left on device; [\d,]+ bytes are free on that disk\. .* is kept: make room"
+    with pytest.raises(DiskFullError, match=said) as caught:
         write_atomic(path, b"new")
+    assert (caught.value.path, caught.value.needed, caught.value.errno) == (path, 3, errno.ENOSPC)
+    assert 0 < caught.value.free <= shutil.disk_usage(tmp_path).total
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_without_places_for_files_is_told_from_one_without_bytes(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(workspace.os, "fsync", full)
+    monkeypatch.setattr(workspace.os, "statvfs", lambda _: SimpleNamespace(f_files=9, f_favail=0))
+    monkeypatch.setattr(workspace.shutil, "disk_usage", lambda _: SimpleNamespace(free=1234))
+    with pytest.raises(DiskFullError, match=r"no more files \(inodes\) fit on that disk, with 1,234 bytes free"):
+        write_atomic(tmp_path / "file", b"new")
+    monkeypatch.setattr(workspace.shutil, "disk_usage", lambda _: (_ for _ in ()).throw(OSError))
+    with pytest.raises(DiskFullError, match="how much is free there is unknown") as caught:
+        write_atomic(tmp_path / "file", b"new")
+    assert caught.value.free == 0
+
+
+def test_other_errors_of_the_system_are_passed_on(tmp_path: Path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomic(tmp_path / "file", b"new")
+
+
+def test_an_output_that_could_not_be_taken_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    space = Workspace(tmp_path / "out", "a" * 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace.os, "fsync", full)
+        with pytest.raises(DiskFullError), space:
+            pytest.fail("taken without a word of who holds it")
+    with Workspace(tmp_path / "out", "b" * 64):
+        pass
 
 
 def test_what_was_there_is_put_back_after_a_kill_between_the_two_renames(tmp_path: Path, monkeypatch):

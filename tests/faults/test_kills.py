@@ -1,0 +1,25 @@
+"""Kills of real processes, a few of them; ``python -m tests.faults`` does some hundred."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kills import DumpWork, dump_kills, training_kills
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a fork of torch is safe on Linux only")
+
+
+def test_a_dump_killed_at_every_phase_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    counts = dump_kills(tmp_path, times=12, seed=0)
+    assert counts["kills"] == 12
+    assert all(counts[f"killed in: {phase}"] for phase in DumpWork.phases), counts
+    assert counts["teacher passes saved by that (entries)"] > 0
+
+
+def test_a_training_run_that_is_killed_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    counts = training_kills(tmp_path, times=4, seed=0)
+    assert counts["kills"] == 4
+    assert counts["optimiser steps done"] > counts["optimiser steps done again"]
