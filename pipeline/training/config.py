@@ -11,6 +11,7 @@ from pipeline.models import untrained
 from pipeline.sources.cached import LABELS, RESIDENT
 from pipeline.sources.matching import MISSING
 from pipeline.training.objective import LOSSES, Objective
+from pipeline.training.ranks import PARALLEL
 from pipeline.training.recipe import Recipe
 
 DEFAULT_ALPHA = 0.9
@@ -57,6 +58,12 @@ class TrainConfig(Recipe):
     )
     repeat: int = option(0, "visits of each example per epoch; 0 makes an epoch about as long as the whole split")
     block: int = option(0, "examples per shuffled block; 0 takes the cache's parts, or 4096 without a cache")
+    parallel: str = option(
+        "ddp",
+        "how ranks of torchrun share a student: ddp gives each all of it, fsdp a share of weights, gradients and "
+        "optimiser state",
+        choices=PARALLEL,
+    )
     resident: str = option(
         "auto",
         "where soft labels are kept: none streams them, ram and device read them once; auto takes device when all "

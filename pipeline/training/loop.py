@@ -101,6 +101,7 @@ class _Fit:
         self.ranks = ranks
         self.task, self.recipe, self.state, self.progress, self.on_step = task, recipe, state, progress, on_step
         self.model = model.to(task.device)
+        ranks.shard(self.model)
         self.forward: Callable[[Tensor], Any] = torch.compile(model) if recipe.compile else model
         self.stepping = ranks.spread(model, self.forward)
         self.optimizer = make_optimizer(model, recipe)
@@ -163,6 +164,7 @@ class _Fit:
         if self.recipe.keep == "best" and self.best is not None:
             self.model.load_state_dict(self.best)
             kept = self.position.best_epoch
+        self.ranks.gather(self.model)
         self.model.eval()
         return Fitted(
             history=self.position.history,
@@ -196,7 +198,8 @@ class _Fit:
                 has_soft = None if self.has_soft is None else self.has_soft[index]
                 end = self._end_of_step(batch)
                 last = batch + world >= end
-                with self.ranks.apart(self.stepping, last):
+                short = last and self._is_short(end)
+                with self.ranks.apart(self.stepping, last and not short):
                     with autocast(task.device, recipe.precision):
                         logits = logits_of(self.stepping(x))
                     found = task.objective(logits, self.labels[index], soft, has_soft)
@@ -207,28 +210,34 @@ class _Fit:
                 bar.update(min(world, self.batches - batch))
                 if not last:
                     continue
+                if short:
+                    self._idle_pass(x)
                 self._step(terms, batch)
                 terms = []
                 position.batch = end
                 if end < self.batches:
                     self._save_if(interruption)
         next(inputs, None)  # tells the workers of a DataLoader that the epoch has ended
-        if position.batch < self.batches:
-            self._idle_step(view)
+        if position.batch < self.batches:  # the last step of the epoch has no batch for this rank
+            self._idle_pass(next(task.inputs.stream(self.order, position.epoch, 0, view)))
+            self._step([], position.batch)
+            position.batch = self.batches
 
     def _end_of_step(self, batch: int) -> int:
         """The batch after the last of the optimiser step that ``batch`` is part of."""
         return min((batch // self.recipe.accumulate + 1) * self.recipe.accumulate, self.batches)
 
-    def _idle_step(self, view: int) -> None:
-        """Take part in the last step of an epoch that has no batch for this rank: with inputs that weigh nothing."""
-        position = self.position
-        x = next(self.task.inputs.stream(self.order, position.epoch, 0, view))
-        with autocast(self.task.device, self.recipe.precision):
-            logits = logits_of(self.stepping(x))
-        (logits.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
-        self._step([], position.batch)
-        position.batch = self.batches
+    def _is_short(self, end: int) -> bool:
+        """Whether rank 0 has a batch more than this rank in the step that ends before batch ``end``."""
+        count = end - (end - 1) // self.recipe.accumulate * self.recipe.accumulate
+        return 0 < count % self.ranks.world <= self.ranks.rank
+
+    def _idle_pass(self, x: Tensor) -> None:
+        """Take part in a step as often as rank 0 does, with inputs that weigh nothing."""
+        with self.ranks.apart(self.stepping, True):
+            with autocast(self.task.device, self.recipe.precision):
+                logits = logits_of(self.stepping(x))
+            (logits.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
 
     def _rows_of_step(self, batch: int) -> int:
         """Rows of the optimiser step that ``batch`` is part of."""
@@ -300,6 +309,9 @@ class _Fit:
                 expected = labels[torch.from_numpy(rows).to(task.device)]
                 hits = (logits.argmax(dim=1) == expected).sum()
                 found.append(torch.stack([hits, functional.cross_entropy(logits, expected, reduction="sum")]))
+            if ranks.sharded and len(found) < -(-order.all_batches // ranks.world):
+                whole = Order((task.validation,), size, shuffle=False)
+                self.forward(next(task.validation_inputs.stream(whole, 0, 0, 0)))  # as often as rank 0
         both = ranks.rows(torch.stack(found).cpu() if found else torch.zeros(0, 2)).double()
         return int(both[:, 0].sum()) / order.examples, math.fsum(both[:, 1].tolist()) / order.examples
 
@@ -313,8 +325,8 @@ class _Fit:
         )
         if self.state is not None and (stop or due):
             losses = self.ranks.rows(self.losses.tensor())
-            if self.ranks.rank == 0:
-                save_state(self.state, self.signature, self.position, self.model, self.optimizer, self.best, losses)
+            kept = (self.position, self.model, self.optimizer, self.best, losses)
+            save_state(self.state, self.signature, *kept, write=self.ranks.rank == 0)
             self.saved_at = time.monotonic()
         if stop:
             raise KeyboardInterrupt

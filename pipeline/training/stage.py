@@ -75,7 +75,7 @@ def run(config: TrainConfig, progress: Progress | None = None) -> TrainReport:
     Ctrl-C or SIGTERM, with the state saved.
     """
     prepared = prepare(config)
-    with Ranks.of_this_process(prepared.task.device) as ranks:
+    with Ranks.of_this_process(prepared.task.device, config.parallel) as ranks:
         # A step of N ranks is that of one with N times the accumulation, and so is what comes of it.
         config = replace(config, accumulate=config.accumulate * ranks.world)
         if ranks.rank:

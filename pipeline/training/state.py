@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.training.ranks import shared_as, whole
 from pipeline.workspace import write_atomic
 
 KEY = "softlabels-training-state"
@@ -53,8 +54,12 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor] | None,
     losses: Tensor,
+    *,
+    write: bool = True,
 ) -> None:
-    """Write the whole state. ``signature`` says which run it belongs to, ``losses`` are those of the open epoch.
+    """Write the whole state. Ranks that hold shares of it all call this, and one of them does ``write``.
+
+    ``signature`` says which run it belongs to, ``losses`` are those of the open epoch.
 
     Raises DiskFullError when there is no room; the state that was there before stays, and is what a run goes on from.
     """
@@ -74,7 +79,9 @@ def save_state(
     if torch.backends.mps.is_available():
         tensors["random/mps"] = torch.mps.get_rng_state()
     # Copies: tied weights share memory, which the format refuses.
-    plain = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    plain = {name: whole(value.detach()).to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    if not write:
+        return
     document = {"format": FORMAT, "signature": signature, "optimizer": scalars, "position": vars(position)}
     write_atomic(path, safetensors.torch.save(plain, metadata={KEY: json.dumps(document, allow_nan=False)}))
 
@@ -110,11 +117,16 @@ def load_state(
     if found != (FORMAT, signature):
         raise ConfigError(f"{path} is the state of another run (other options, data or seed). Delete it to start over")
     position.best = None if position.best is None else (position.best[0], position.best[1])
-    model.load_state_dict(_under(tensors, "model/"))
+    held = model.state_dict()
+    model.load_state_dict({name: shared_as(value, held[name]) for name, value in _under(tensors, "model/").items()})
     state: dict[int, dict[str, Any]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in _under(tensors, "optimizer/").items():
         number, _, key = name.partition("/")
-        state.setdefault(int(number), {})[key] = value
+        parameter = parameters[int(number)]
+        state.setdefault(int(number), {})[key] = (
+            shared_as(value, parameter) if value.shape == parameter.shape else value
+        )
     for name, scalar in document["optimizer"].items():
         number, _, key = name.partition("/")
         state.setdefault(int(number), {})[key] = scalar
@@ -125,7 +137,7 @@ def load_state(
         torch.cuda.set_rng_state_all([cuda[str(n)] for n in range(len(cuda))])
     if "random/mps" in tensors and torch.backends.mps.is_available():
         torch.mps.set_rng_state(tensors["random/mps"])
-    best = {name: value.to(device) for name, value in _under(tensors, "best/").items()}
+    best = {name: shared_as(value.to(device), held[name]) for name, value in _under(tensors, "best/").items()}
     return Loaded(position, best or None, tensors["losses"])
 
 

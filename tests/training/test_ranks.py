@@ -123,18 +123,30 @@ def test_batch_norm_changes_the_running_statistics_alone(home: Path) -> None:
     assert_same_course(home, "alone-cnn", "shared-cnn", statistics=False)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(home: Path) -> None:
-    options = ("--epochs", "12")
-    done(train(home, "whole", 1, *options, "--accumulate", "2"))
-    process = train(home, "moved", 2, *options, "--checkpoint-every", "0.2", STUDENT_SECONDS="0.05")
+@pytest.mark.parametrize(("ranks", "accumulate"), [(2, 2), (3, 1)])
+def test_ranks_that_share_the_weights_take_the_same_steps(home: Path, ranks: int, accumulate: int) -> None:
+    options = ("--optimizer", "adamw", "--keep", "best")
+    done(train(home, f"alone-fsdp-{ranks}", 1, "--accumulate", str(ranks * accumulate), *options))
+    shared = ("--parallel", "fsdp", "--accumulate", str(accumulate), *options)
+    done(train(home, f"fsdp-{ranks}", ranks, *shared))
+    assert_same_course(home, f"alone-fsdp-{ranks}", f"fsdp-{ranks}")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_ranks(home: Path, parallel: str) -> None:
+    options = ("--epochs", "12", "--optimizer", "adamw")
+    whole, moved = f"whole-{parallel}", f"moved-{parallel}"
+    done(train(home, whole, 1, *options, "--accumulate", "2"))
+    shared = ("--parallel", parallel, "--checkpoint-every", "0.2")
+    process = train(home, moved, 2, *options, *shared, STUDENT_SECONDS="0.05")
     deadline = time.monotonic() + 60
-    while not (saved := list(home.glob(".moved.softlabels-*/seed-0/state.safetensors"))):
+    while not (saved := list(home.glob(f".{moved}.softlabels-*/seed-0/state.safetensors"))):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     before = saved[0].stat().st_mtime_ns
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
-    assert process.returncode != 0 and not (home / "moved").exists(), said
+    assert process.returncode != 0 and not (home / moved).exists(), said
     assert saved[0].stat().st_mtime_ns > before, "both ranks stopped after the same step, and rank 0 saved"
-    done(train(home, "moved", 1, *options, "--accumulate", "2"))
-    assert_same_course(home, "whole", "moved")
+    done(train(home, moved, 1, *options, "--accumulate", "2"))
+    assert_same_course(home, whole, moved)
