@@ -97,7 +97,9 @@ def _literal(text: str) -> int | float | bool | str | None:
         return named[text.lower()]
     for kind in (int, float):
         try:
-            return kind(text)
-        except ValueError:
+            value = kind(text)
+            float(value)  # whole numbers beyond every float cannot be compared or printed as one
+            return value
+        except (ValueError, OverflowError):
             continue
     return text

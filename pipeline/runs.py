@@ -72,7 +72,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} should be {what}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} should be {what}, but it is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} should be {what}; found a JSON {type(value).__name__}")
@@ -92,7 +92,7 @@ def read_run(path: Path, allow: Sequence[str] = ()) -> Run:
     weights = {
         int(folder.name.removeprefix("seed-")): folder / "model.safetensors"
         for folder in path.glob("seed-*")
-        if folder.name.removeprefix("seed-").isdigit() and (folder / "model.safetensors").is_file()
+        if folder.name.removeprefix("seed-").isdecimal() and (folder / "model.safetensors").is_file()
     }
     if not weights:
         raise ConfigError(f"{path} should hold seed-*/model.safetensors; found none. Train again")

@@ -27,6 +27,8 @@ def read_params(text: str, option: str = "--params") -> dict[str, Any]:
         content = Path(name).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{option} should name a file that can be read; {name}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{option} should name a text in UTF-8; {name}: {error}") from None
     values = _parse(name, content, option)
     walked: list[str] = []
     for key in section.split(".") if section else []:
@@ -37,7 +39,7 @@ def read_params(text: str, option: str = "--params") -> dict[str, Any]:
         values = values[key]
         walked.append(key)
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{option} {text} should name a section of options; found {values!r}")
+        raise ConfigError(f"{option} {text} should name a section of options; found a {type(values).__name__}")
     return {str(key).replace("-", "_"): value for key, value in values.items() if value is not None}
 
 
@@ -46,7 +48,7 @@ def _parse(name: str, content: str, option: str) -> Any:
 
     try:
         return json.loads(content) if name.endswith(".json") else yaml.safe_load(content)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{option}: {name} is neither YAML nor JSON: {error}") from None
 
 

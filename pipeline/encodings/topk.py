@@ -43,7 +43,7 @@ class TopK(Encoding):
             raise EncodingError(f"a top-k encoding should be {' or '.join(self.choices)}; found {self.dtype!r}")
         try:
             values = tuple(sorted(float(t) for t in self.temperatures))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values = ()
         if not values or len(set(values)) < len(values) or not all(0 < t < math.inf for t in values):
             raise EncodingError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 def _own_metadata(path: Path) -> dict[str, Any]:
     """The JSON under our key: {"metadata": ..., "aliases": ...}."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ModelError(f"there are no weights at {path}")
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -77,9 +80,7 @@ def _own_metadata(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(size))
         text = (header.get("__metadata__") or {}).get(METADATA_KEY)
         found = json.loads(text) if text else {}
-    except FileNotFoundError:
-        raise ModelError(f"there are no weights at {path}") from None
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path} should be a safetensors file and cannot be read: {error}") from error
@@ -104,8 +105,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
         own = _own_metadata(path)
         try:
             state: dict[str, Tensor] = safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{path} should be a safetensors file and cannot be read: {error}") from error
+        except Exception as error:  # types that torch lacks, shapes that no memory holds: any kind of error
+            raise ModelError(f"{path} should be a safetensors file and cannot be read: {first_line(error)}") from error
         _fill(model, state, own.get("aliases"), path)
         return read_metadata(path)
     _fill(model, _checkpoint(path), None, path)
@@ -118,6 +119,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _checkpoint(path: Path) -> dict[str, Tensor]:
+    _refuse_programs(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol of what is then refused
@@ -127,8 +129,8 @@ def _checkpoint(path: Path) -> dict[str, Tensor]:
         name = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it names {name[1]}" if name else first_line(error).partition(". ")[0]
         raise ModelError(
-            f"{path} should hold weights alone and was not loaded, so that nothing in it could run ({what}). Save it as "
-            f"safetensors, or with torch.save(model.state_dict(), ...)"
+            f"{path} should hold weights alone and was not loaded, so that nothing in it could run ({what}). Save it "
+            f"as safetensors, or with torch.save(model.state_dict(), ...)"
         ) from error
     for key in _NESTED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
@@ -139,13 +141,35 @@ def _checkpoint(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
+def _refuse_programs(path: Path) -> None:
+    """Raise ModelError for archives that hold more than weights, by what they are, before torch looks into them."""
+    advice = "was not loaded, so that nothing in it could run. Save model.state_dict() as safetensors"
+    if path.suffix == ".pt2":
+        raise ModelError(f"{path} is named as an exported program, which runs what it carries when loaded: it {advice}")
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} is a damaged archive and {advice} ({first_line(error)})") from error
+    names = {member.filename.rpartition("/")[2] for member in members}
+    programs = names & {"serialized_exported_program.json", "archive_format", "constants.pkl", "models.json"}
+    if programs or any("/code/" in member.filename or "/models/" in member.filename for member in members):
+        raise ModelError(f"{path} is an archive of a program (torch.export or TorchScript): it {advice}")
+    packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise ModelError(f"{path} is a compressed archive, which torch.save never writes: it {advice}")
+
+
 def _fill(model: nn.Module, state: dict[str, Tensor], aliases: Any, path: Path) -> None:
     wanted = model.state_dict()
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in wanted):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     if isinstance(aliases, dict):
-        state = state | {name: state[first] for name, first in aliases.items() if first in state}
+        named = {name: first for name, first in aliases.items() if isinstance(first, str) and first in state}
+        state = state | {name: state[first] for name, first in named.items()}
     state = state | _tied(wanted, state)
     problems = []
     missing = [name for name in wanted if name not in state]
@@ -160,7 +184,13 @@ def _fill(model: nn.Module, state: dict[str, Tensor], aliases: Any, path: Path) 
         problems.append(f"{len(misshapen)} of another shape ({some(shapes)})")
     if problems:
         raise ModelError(f"{path} does not fit the model: {'; '.join(problems)}. Is it the architecture they are of?")
-    model.load_state_dict(state)
+    strange = [n for n in wanted if state[n].layout != torch.strided or state[n].is_meta or state[n].is_quantized]
+    if strange:
+        raise ModelError(f"{path} does not hold plain tensors: {some(strange)}. Save the weights as dense tensors")
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} does not fit the model: {first_line(error)}") from error
 
 
 def _tied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

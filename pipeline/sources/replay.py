@@ -64,5 +64,5 @@ def recorded_views(cache: Cache) -> list[ViewRecord]:
             ViewRecord(row["example_id"], row["view"], row["seed"], np.float32(row["pixels"]).reshape(row["shape"]))
             for row in (table.to_pylist() if table is not None else ())
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise CacheCorruptError(f"{cache.address}: its table of replayed views is damaged: {error}") from error

@@ -6,6 +6,7 @@ Every path is checked here before it touches a filesystem: it stays inside the c
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 from abc import ABC, abstractmethod
@@ -27,7 +28,8 @@ def safe_path(path: str) -> str:
     """``path`` if it is a plain relative path; CacheCorruptError otherwise (``..``, absolute, drives, odd names)."""
     pieces = path.split("/")
     if not pieces or not all(safe_name(piece) for piece in pieces):
-        raise CacheCorruptError(f"the cache names a file {path!r}, which is no plain path within it. Do not use it")
+        shown = f"{path[:200]!r}{'...' if len(path) > 200 else ''}"
+        raise CacheCorruptError(f"the cache names a file {shown}, which is no plain path within it. Do not use it")
     return path
 
 
@@ -107,6 +109,8 @@ class LocalFiles(Files):
             found = (self.root / safe_path(path)).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:  # a link to itself, a folder that may not be entered
+            raise self.unreadable(path, error) from error
         # A link may lead elsewhere (DVC links into its own store), but a device or a pipe is never a cache file.
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
@@ -117,7 +121,9 @@ class LocalFiles(Files):
         return self.open(path)
 
     def listing(self) -> list[str]:
-        return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if not p.is_dir())
+        found = (p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_symlink() or not p.is_dir())
+        # A name need not be UTF-8, and reports are.
+        return sorted(os.fsencode(path).decode(errors="backslashreplace") for path in found)
 
 
 class MemoryFiles(Files):

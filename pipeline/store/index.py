@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import CacheError
 from pipeline.identity import SPLITS
 from pipeline.store.files import Files
 from pipeline.store.layout import Part
+from pipeline.store.pages import parquet
 from pipeline.store.tables import write_table
 
 Ints = npt.NDArray[np.int64]
+
+LEAST_BYTES = 8
+"""No entry takes fewer bytes of the index, however it is compressed: the seed of its view has as many."""
 
 SCHEMA = pa.schema(
     [
@@ -103,21 +106,34 @@ def decode(files: Files, part: Part, size: int, columns: Sequence[str] | None = 
     not describe this part.
     """
     path = path_of(part.number)
+    if part.entries * LEAST_BYTES > size:
+        raise files.corrupt(path, f"{size:,} bytes cannot hold {part.entries:,} entries")
     data = files.read(path, size)
     try:
-        reader = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        reader = parquet(data)
         if not reader.schema_arrow.equals(SCHEMA) or reader.metadata.num_rows != part.entries:
             raise files.corrupt(path, f"it is not the index of the {part.entries:,} entries of part {part.number}")
-        table = reader.read(columns=list(columns) if columns else None, use_threads=False)
+        # Positions are the part's own: they tell its index from that of another part in its place.
+        table = reader.read(columns=[*columns, "start"] if columns else None, use_threads=False)
+        table.validate(full=True)  # texts that are no UTF-8
         for name in table.column_names:
-            nulls = 0 if name == "input_digest" else table[name].null_count
-            if len(table[name]) != part.entries or nulls:
+            nulls = table[name].null_count
+            if name == "input_digest" and nulls != (part.entries if part.view > 0 else 0):
+                raise _foreign(files, part)
+            if len(table[name]) != part.entries or (nulls and name != "input_digest"):
                 raise files.corrupt(path, f"it holds missing values of {name}")
+        if table["start"][0].as_py() != part.start:
+            raise _foreign(files, part)
         return table
     except CacheError:
         raise
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise files.unreadable(path, error) from error
+
+
+def _foreign(files: Files, part: Part) -> CacheError:
+    where = f"part {part.number}: {part.split}, view {part.view}, positions from {part.start:,}"
+    return files.corrupt(path_of(part.number), f"its rows are not those of {where}")
 
 
 def rows_of(files: Files, part: Part, size: int) -> IndexRows:
@@ -128,15 +144,12 @@ def rows_of(files: Files, part: Part, size: int) -> IndexRows:
     sound = (
         set(table["split"].to_pylist()) <= {part.split}
         and bool((table["view"].to_numpy() == part.view).all())
-        and table["input_digest"].null_count == (part.entries if part.view > 0 else 0)
-        and bool((length >= 0).all())
-        and int(length.sum()) == part.positions
+        and bool((length * part.entries == part.positions).all())
         and int(start[0]) == part.start
         and bool((start[1:] == ends[:-1]).all())
     )
     if not sound:
-        where = f"part {part.number}: {part.split}, view {part.view}, positions from {part.start:,}"
-        raise files.corrupt(path_of(part.number), f"its rows are not those of {where}")
+        raise _foreign(files, part)
     return IndexRows(
         example_ids=table["example_id"].to_pylist(),
         view=part.view,

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.encodings import Arrays, ArraySpec
 from pipeline.errors import CacheError
+from pipeline.store import pages
 from pipeline.store.backend import Backend
 from pipeline.store.files import Files
 from pipeline.store.layout import Part
@@ -112,6 +113,9 @@ class ParquetBackend(Backend):
         path = f"{self.folder}/part-{part.number:05d}.parquet"
         try:
             with files.whole(path) as file:
+                values = part.positions * (1 + sum(int(np.prod(spec.shape)) for spec in self.specs.values()))
+                asked = part.positions * (8 + sum(spec.row_bytes for spec in self.specs.values()))
+                pages.check(file, part.files[path].size, (1 << 20) + 2 * asked, 4096 + values)
                 reader = pq.ParquetFile(_seekable(file), page_checksum_verification=True)
                 if not reader.schema_arrow.equals(self.schema):
                     raise files.corrupt(path, "its columns are not those of the encoding in the manifest")

@@ -12,15 +12,18 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import CacheCorruptError
 from pipeline.identity import canonical_json, digest, digest_bytes
 from pipeline.store.files import safe_path
 from pipeline.store.layout import Part
+from pipeline.store.pages import parquet
 from pipeline.store.tables import write_table
 
 PATH = "parts.parquet"
+
+LEAST_BYTES = 32
+"""No part takes fewer bytes of ``parts.parquet``, however it is compressed: the sha256 of its index has as many."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FIELDS = tuple(f.name for f in fields(Part))
@@ -68,7 +71,7 @@ class PartRecord(Part):
         values = {name: getattr(part, name) for name in _FIELDS}
         numbers = {name: float(value) for name, value in sorted(statistics.items())}
         if not all(path in files and type(seal) is int and 0 <= seal < 2**32 for path, seal in seals.items()):
-            raise CacheCorruptError(f"part {part.number} has seals that are not those of its files: {dict(seals)!r}")
+            raise CacheCorruptError(f"part {part.number} has seals that are not those of its files: {str(seals)[:200]}")
         return cls(**values, files=dict(files), statistics=numbers, seals=dict(seals))
 
     @property
@@ -149,7 +152,7 @@ def encode(records: Sequence[PartRecord]) -> bytes:
 def decode(data: bytes, count: int, where: str) -> tuple[PartRecord, ...]:
     """The ``count`` records of a ``parts.parquet``. Raises CacheCorruptError when it holds anything else."""
     try:
-        reader = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        reader = parquet(data)
         if not reader.schema_arrow.equals(SCHEMA) or reader.metadata.num_rows != count:
             raise CacheCorruptError(f"{where} should be a table of {count:,} parts. Fetch the cache again")
         rows = reader.read(use_threads=False).to_pylist()
@@ -162,7 +165,7 @@ def decode(data: bytes, count: int, where: str) -> tuple[PartRecord, ...]:
             )
             for row in rows
         )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
         if isinstance(error, CacheCorruptError):
             raise CacheCorruptError(f"{where} cannot be right: {error}") from error
         raise CacheCorruptError(f"{where} is damaged: {type(error).__name__}: {error}. Fetch it again") from error

@@ -7,6 +7,7 @@ the number of entries. A cache may be read from several threads at once.
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encodings import Arrays, Encoding
-from pipeline.errors import CacheIncompleteError, CacheNotFoundError, ConfigError
-from pipeline.softlabels import SoftLabels
+from pipeline.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, ConfigError
+from pipeline.softlabels import SoftLabels, TopK
 from pipeline.store import index as index_files
 from pipeline.store import manifest as manifest_file
 from pipeline.store import parts as parts_file
@@ -25,12 +26,19 @@ from pipeline.store.files import Files, LocalFiles, RemoteFiles
 from pipeline.store.index import IndexRows
 from pipeline.store.layout import Part
 from pipeline.store.manifest import Manifest
+from pipeline.store.pages import parquet
 from pipeline.store.parquet_backend import ParquetBackend
 from pipeline.store.parts import FileRecord, PartRecord
 from pipeline.store.zarr_backend import ZarrBackend
 from pipeline.workspace import MARK
 
 Rows = npt.NDArray[np.int64]
+
+_FREE_BYTES = 32 * 1024 * 1024
+"""So much memory is given without asking whether the files could fill it."""
+
+_MOST_GROWTH = 1000
+"""All arrays of a part together grow by less: each encoding keeps a float that is not compressed, and rows differ."""
 
 
 def open_cache(address: str | Path, **storage_options: Any) -> Cache:
@@ -62,7 +70,8 @@ class Cache:
         if files.size(manifest_file.PATH) is None:
             raise _absent(files)
         data = files.read(manifest_file.PATH, limit=manifest_file.MAX_BYTES)
-        self.manifest = Manifest.from_json(data, files.where(manifest_file.PATH))
+        parts_bytes = files.size(parts_file.PATH) or 0
+        self.manifest = Manifest.from_json(data, files.where(manifest_file.PATH), parts_bytes)
         self.encoding: Encoding = self.manifest.encoding
         self.classes = self.manifest.classes
         self.class_names = self.manifest.class_names
@@ -150,8 +159,30 @@ class Cache:
         return self._labels.paths(number)
 
     def allocate(self, positions: int) -> dict[str, npt.NDArray[Any]]:
-        """Empty arrays that can take ``positions`` positions; ``read_parts`` fills them again and again."""
+        """Empty arrays that can take ``positions`` positions; ``read_parts`` fills them again and again.
+
+        Raises CacheCorruptError when the files could not fill a part of what that takes.
+        """
+        self._check_room(self._labels, positions)
         return {n: np.empty((positions, *shape), dtype) for n, (shape, dtype) in self._labels.shapes().items()}
+
+    def _check_room(self, backend: Backend, positions: int, record: PartRecord | None = None) -> None:
+        """Hold what the manifest says of a position to the bytes that there are, before much memory is asked for.
+
+        ``record`` is the part to be read, whose files are then held to their sizes; None looks at the largest one's.
+        """
+        shapes = backend.shapes().values()
+        row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes)
+        if not self.parts or positions * row <= _FREE_BYTES:
+            return
+        part = record or max(self.parts, key=lambda each: each.positions)
+        paths = sorted(set(backend.paths(part.number).values()))
+        sizes = {path: part.files[path].size for path in paths}
+        if record is None:
+            sizes = {path: self.files.check_size(path, size) for path, size in sizes.items()}
+        if part.positions * row > _FREE_BYTES + _MOST_GROWTH * sum(sizes.values()):
+            what = f"{sum(sizes.values()):,} bytes cannot hold {part.positions:,} rows of {row:,}"
+            raise self.files.corrupt(max(sizes, key=lambda path: sizes[path]), what)
 
     def read_part(self, part: Part | int, out: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
         """The stored arrays of a part, ``part.positions`` rows each, into ``out`` when given.
@@ -159,6 +190,8 @@ class Cache:
         Raises CacheIncompleteError when a file is missing, CacheCorruptError when one is not what was committed.
         """
         record = self._record(part)
+        if out is None:
+            self._check_room(self._labels, record.positions, record)
         return self._labels.read(self.files, record, out)
 
     def read_parts(self, parts: Sequence[Part | int], out: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
@@ -184,8 +217,16 @@ class Cache:
         return self._gather(self._labels, tuple(self._labels.shapes()), split, view, rows)
 
     def decode(self, arrays: Arrays) -> SoftLabels:
-        """The soft labels that stored arrays hold, as numpy; their ``logits`` are float32."""
-        return self.encoding.decode(arrays, self.classes)
+        """The soft labels that stored arrays hold, as numpy; their ``logits`` are float32.
+
+        Raises CacheCorruptError for ids that are none of the classes: whoever gathers by them would leave the row.
+        """
+        soft = self.encoding.decode(arrays, self.classes)
+        # They ascend, being sums of unsigned numbers: the last of each row is the largest.
+        if isinstance(soft, TopK) and len(soft) and int(largest := soft.ids[:, -1].max()) >= self.classes:
+            what = f"{self.address} holds an id {largest}; its ids should lie below {self.classes}"
+            raise CacheCorruptError(f"{what}. Fetch the cache again, or dump again")
+        return soft
 
     def index(self, part: Part | int) -> IndexRows:
         """The index of a part. Raises as ``read_part`` does."""
@@ -220,6 +261,7 @@ class Cache:
         """A feature (positions, ...) of one part. Raises ConfigError for a name that is not there."""
         record = self._record(part)
         names = (self._feature(name),)
+        self._check_room(self._features, record.positions, record)
         return self._features.read(self.files, record, None, names)[name]
 
     def read_feature_rows(self, name: str, split: str, view: int, rows: Rows) -> npt.NDArray[np.float16]:
@@ -237,12 +279,12 @@ class Cache:
         if self.manifest.replay is None:
             return None
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
             # In this thread: one of Arrow's may still hold the buffer when the interpreter ends, which aborts it.
-            data = pa.BufferReader(self._small(self.manifest.replay))
-            return pq.ParquetFile(data, page_checksum_verification=True).read(use_threads=False)
+            table = parquet(self._small(self.manifest.replay)).read(use_threads=False)
+            table.validate(full=True)
+            return table
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self.files.unreadable(self.manifest.replay, error) from error
 
@@ -281,6 +323,7 @@ class Cache:
         length = self.manifest.layout.length
         blocks, within = np.divmod(rows, self.part_size)
         shapes = backend.shapes()
+        self._check_room(backend, length * max(1, len(rows)))
         out = {n: np.empty((len(rows), length, *shapes[n][0]), shapes[n][1]) for n in names}
         for block in np.unique(blocks).tolist():
             record = records[block]
