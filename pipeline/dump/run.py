@@ -87,7 +87,8 @@ def _make_parts(job: Job, writer: CacheWriter, share: Share, progress: Progress)
     """Make parts until none of the share is left, or none that this process may wait for; seconds in the teacher."""
     claims = Claims(writer, share)
     total = sum(part.entries for part in job.layout.parts)
-    done = sum(part.entries for part in job.layout.parts if part.number in writer.done)
+    written = writer.done
+    done = sum(part.entries for part in job.layout.parts if part.number in written)
     seconds = 0.0
     with progress.bar("dump", total, "entries", done) as bar:
         seconds += write_parts(job, writer, claims, bar)
@@ -98,12 +99,12 @@ def _make_parts(job: Job, writer: CacheWriter, share: Share, progress: Progress)
     return seconds
 
 
-def finalize(out: Path, identity: str = "") -> Cache:
+def finalize(out: Path, identity: str = "", *, overwrite: bool = False) -> Cache:
     """Turn the parts that several processes made beside ``out`` into the cache; or find that done.
 
     ``identity``: the first characters of the one that is meant, where parts of several caches lie there. Raises
     CacheIncompleteError when parts are missing, BusyError while they are being made, ConfigError when there is
-    nothing, or more than one thing, to finish.
+    nothing, or more than one thing, to finish, or when ``out`` holds another cache and ``overwrite`` is not given.
     """
     out = Path(os.path.realpath(out))
     pattern = f".{glob.escape(out.name)}{MARK}*"
@@ -118,6 +119,10 @@ def finalize(out: Path, identity: str = "") -> Cache:
             + (". Name one with --identity" if plans else "")
         )
     ((folder, plan),) = plans.items()
+    if not overwrite and (cache := _finished(out)) is not None and cache.digest != plan.digest:
+        raise ConfigError(
+            f"{out} holds cache {short(cache.digest)}, these parts make {short(plan.digest)}. Move or --overwrite it"
+        )
     refuse_strangers(out, OWN)
     with Workspace(out, plan.digest) as space:
         plan.finalise(plan.writer(folder))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 GROWTH = 128
 """A file may decode to so many times its size, and a mebibyte: example ids with long common beginnings do grow."""
 
-_FOOTER_BYTES = 1 << 20
+_FOOTER_BYTES = 16 << 20
 _HEADER_BYTES = 4096
 _SCHEMA_ELEMENTS = 128
 _DEPTH = 12
