@@ -1,4 +1,4 @@
-"""Look at caches: inspect, verify, finalize, gc."""
+"""Look at caches and share them: inspect, verify, push, pull, finalize, gc."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pipeline.errors import CacheCorruptError, CacheMismatchError, ConfigError
 from pipeline.workspace import MARK, leftovers
 from stages.options import SETTINGS, Command
 from stages.progress import TerminalProgress
+from stages.transfer import pull, push
 
 
-@click.group("cache", help=__doc__, context_settings=SETTINGS)
-def command() -> None:  # the verbs below are all there is to it
+@click.group("cache", help=__doc__, commands=[push, pull], context_settings=SETTINGS)
+def command() -> None:  # those two and the verbs below are all there is to it
     ...
 
 
@@ -64,7 +65,8 @@ def describe(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in fidelity.items():
         yield name.replace("_", " "), _short(value)
     for name, feature in found["features"].items():
-        yield f"feature {name}", f"{identity['features'][name]}: {tuple(feature['shape'])} {feature['dtype']}"
+        module = identity.get("features", {}).get(name, "unnamed")
+        yield f"feature {name}", f"{module}: {tuple(feature['shape'])} {feature['dtype']}"
     for name, size in found["bytes"].items():
         yield f"bytes of {name}" if name != "total" else "bytes", f"{size:,}"
     yield "bytes per label", f"{found['bytes_per_label']:.1f}"
@@ -156,15 +158,16 @@ def verify(cache: str, as_json: bool, teacher: str | None, **asked: Any) -> None
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--identity", default="", help="First characters of the one meant, where parts of several lie there")
+@click.option("--overwrite", is_flag=True, help="Replace a cache of another identity at OUT")
 @as_json_option
-def finalize(out: Path, identity: str, as_json: bool) -> None:
+def finalize(out: Path, identity: str, overwrite: bool, as_json: bool) -> None:
     """Turn the parts that `softlabels dump --parts` made for OUT into a cache. Needs neither teacher nor data.
 
     Parts that are missing are named; nothing is lost, and it may be repeated.
     """
     from pipeline.dump import finalize as finish
 
-    cache = finish(out, identity)
+    cache = finish(out, identity, overwrite=overwrite)
     found = {"out": str(out), "identity": cache.digest, "entries": cache.manifest.counts["entries"]}
     parts = len(cache.parts)
     said = f"{out}: {found['entries']:,} entries in {_plural(parts, 'part')}; identity {cache.digest[:12]}"

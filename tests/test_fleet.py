@@ -129,6 +129,16 @@ def test_what_is_missing_is_named_and_a_lone_process_finishes(home: Path, alone:
     assert tree(home / "c") == alone
 
 
+def test_another_cache_is_not_replaced_unasked(home: Path, alone: dict[str, str]) -> None:
+    ended(start(home, "--out", "c", "--parts", "0:99"))
+    ended(start(home, "--out", "c", "--seed", "1"))
+    with pytest.raises(ConfigError, match=r"holds cache .* these parts make .*--overwrite"):
+        dump.finalize(home / "c")
+    found = CliRunner().invoke(main, ["cache", "finalize", str(home / "c"), "--overwrite"])
+    assert found.exit_code == 0, found.output
+    assert tree(home / "c") == alone
+
+
 def test_torchrun_spreads_parts_over_ranks(home: Path, alone: dict[str, str]) -> None:
     ended(start(home, "--out", "c", module=torchrun(2), TEACHER_SECONDS="0.01"))
     assert tree(home / "c") == alone

@@ -12,6 +12,7 @@ from pipeline.store.layout import Group, Layout, Part
 from pipeline.store.manifest import FORMAT, STORES, FeatureSpec, Manifest
 from pipeline.store.parts import FileRecord, PartRecord
 from pipeline.store.reader import Cache, open_cache
+from pipeline.store.transfer import TransferReport, pull, push
 from pipeline.store.verify import Problem, VerifyReport, verify
 from pipeline.store.writer import CacheWriter, replay_file
 
@@ -29,8 +30,11 @@ __all__ = [
     "Part",
     "PartRecord",
     "Problem",
+    "TransferReport",
     "VerifyReport",
     "open_cache",
+    "pull",
+    "push",
     "replay_file",
     "verify",
 ]
