@@ -22,6 +22,7 @@ from pipeline.store import index as index_files
 from pipeline.store import manifest as manifest_file
 from pipeline.store import parts as parts_file
 from pipeline.store.backend import Backend
+from pipeline.store.copies import DEFAULT_BYTES, CopiedFiles
 from pipeline.store.files import Files, LocalFiles, RemoteFiles
 from pipeline.store.index import IndexRows
 from pipeline.store.layout import Part
@@ -29,6 +30,7 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.pages import parquet
 from pipeline.store.parquet_backend import ParquetBackend
 from pipeline.store.parts import FileRecord, PartRecord
+from pipeline.store.remote import PatientFiles
 from pipeline.store.zarr_backend import ZarrBackend
 from pipeline.workspace import MARK
 
@@ -41,8 +43,17 @@ _MOST_GROWTH = 1000
 """All arrays of a part together grow by less: each encoding keeps a float that is not compressed, and rows differ."""
 
 
-def open_cache(address: str | Path, **storage_options: Any) -> Cache:
+def open_cache(
+    address: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
+    **storage_options: Any,
+) -> Cache:
     """The cache at a path or an fsspec URL (``s3://``, ``memory://``, ...), with the options of its filesystem.
+
+    With ``cache_dir``, parts of a cache at a URL are copied there as they are read, up to ``cache_bytes`` of the least
+    recently used; requests that fail in passing are tried again.
 
     Raises CacheNotFoundError when nothing is there, CacheIncompleteError when a dump has not finished,
     CacheFormatError for a version or field that this release does not know, CacheCorruptError when the metadata is
@@ -51,6 +62,12 @@ def open_cache(address: str | Path, **storage_options: Any) -> Cache:
     text = str(address)
     if "://" in text or "::" in text:
         local = text.removeprefix("file://") if text.startswith("file://") else None
+        if local is None and cache_dir is not None:
+            remote = PatientFiles(text, storage_options)
+            cache = Cache(remote)
+            records = {**cache.manifest.files, **{p: r for part in cache.parts for p, r in part.files.items()}}
+            cache.files = CopiedFiles(remote, records, Path(cache_dir), cache_bytes)
+            return cache
         files: Files = LocalFiles(Path(local)) if local else RemoteFiles(text, storage_options)
     else:
         files = LocalFiles(Path(text))

@@ -6,6 +6,7 @@ One copy in all, and the checksum on the way: five times the speed of zarr-pytho
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pyarrow as pa
 from fastcrc.crc32 import iscsi as crc32c
 
 from pipeline.errors import SoftlabelsError
-from pipeline.store.files import Files, LocalFiles
+from pipeline.store.files import Files
 from pipeline.store.shards import MISSING, ShardPlan, check_out
 
 _CRC = 4
@@ -91,7 +92,7 @@ class Shard:
                 index = self._index(file)
                 for place, number in enumerate(numbers.tolist()):
                     self._chunk(file, index, number, flat[place * step : (place + 1) * step])
-                if isinstance(self.files, LocalFiles):
+                if isinstance(file, io.FileIO):
                     self._check_seal(self._checks(file, index))
         except (OSError, ValueError, RuntimeError) as error:
             raise self._named(error) from error
@@ -142,7 +143,7 @@ class Shard:
         whole = len(flat) // step
         begin = int(index[0, 0]) if len(index) else 0
         in_order = (index[:whole, 0] == begin + np.arange(whole, dtype=np.uint64) * np.uint64(step + _CRC)).all()
-        if self.plan.zstd or not in_order or not isinstance(self.files, LocalFiles) or not hasattr(os, "preadv"):
+        if self.plan.zstd or not in_order or not isinstance(file, io.FileIO) or not hasattr(os, "preadv"):
             return 0
         for first in range(0, whole, TOGETHER):
             numbers = range(first, min(first + TOGETHER, whole))

@@ -10,6 +10,7 @@ from pipeline.configuration import REQUIRED, option, parse_arguments
 from pipeline.models import untrained
 from pipeline.sources.cached import LABELS, RESIDENT
 from pipeline.sources.matching import MISSING
+from pipeline.store.copies import DEFAULT_BYTES
 from pipeline.training.objective import LOSSES, Objective
 from pipeline.training.ranks import PARALLEL
 from pipeline.training.recipe import Recipe
@@ -33,6 +34,10 @@ class TrainConfig(Recipe):
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     cache: str | None = option(None, "cache of soft labels, a path or URL; without it (and --teacher) hard labels only")
+    cache_dir: Path | None = option(
+        None, "for a --cache at a URL: folder that keeps copies of its parts  [default: softlabels/parts in ~/.cache]"
+    )
+    cache_bytes: int = option(DEFAULT_BYTES, "for a --cache at a URL: bytes of copies kept, the least recently used go")
     teacher: str | None = option(None, "instead of --cache: run this teacher beside the student")
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     weights: Path | None = option(None, "with --teacher: its weights, safetensors or a weights_only checkpoint")
@@ -82,7 +87,7 @@ class TrainConfig(Recipe):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self._label_problems()
-        yield from self.below(seeds=1)
+        yield from self.below(seeds=1, cache_bytes=0)
         if not 0 < self.labelled_fraction <= 1:
             yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
         if self.train_views not in ("plain", "random", "all") and not (
@@ -120,9 +125,9 @@ class TrainConfig(Recipe):
         if self.labels == "plain" and self.cache is None:
             yield "--labels plain needs a --cache: a live teacher answers for the view it is shown"
         if self.cache is None:
-            for name in ("missing", "resident"):
+            for name in ("missing", "resident", "cache_dir", "cache_bytes"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    yield f"--{name} is for runs with a --cache"
+                    yield f"--{name.replace('_', '-')} is for runs with a --cache"
         if self.views_seed and not self.views:
             yield "--views-seed is for runs with --views"
         if self.missing == "hard" and objective.beta == 0:

@@ -17,6 +17,7 @@ from pipeline.sampler import Rows, blocks_of
 from pipeline.sources import CachedLabels, LabelSource, LiveTeacher, match, replay_views
 from pipeline.sources.replay import recorded_views
 from pipeline.store import Cache, open_cache
+from pipeline.store.copies import default_folder
 from pipeline.training.config import DEFAULT_BLOCK, TrainConfig
 from pipeline.training.inputs import make_inputs
 from pipeline.training.task import Task, data_lineage, keep_labels, repeated, view_numbers, without_class
@@ -40,7 +41,10 @@ def prepare(config: TrainConfig) -> Prepared:
     use_threads(config.threads)
     device = resolve_device(config.device)
     dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
-    cache = open_cache(config.cache) if config.cache is not None else None
+    copies = config.cache_dir or default_folder()
+    cache = (
+        open_cache(config.cache, cache_dir=copies, cache_bytes=config.cache_bytes) if config.cache is not None else None
+    )
     objective = config.objective
     if cache is not None:
         _check_cache(cache, config)

@@ -10,7 +10,7 @@ from pipeline.configuration import Config, option
 
 OUTCOME_FREE = frozenset(
     {"out", "device", "workers", "threads", "resident", "resident_inputs", "checkpoint_every", "overwrite", "compile"}
-    | {"parallel"}
+    | {"parallel", "cache_dir", "cache_bytes"}
 )
 """Options that decide how a result is reached, not what it is: left out of its identity."""
 
