@@ -6,7 +6,6 @@ of many. docs/scale.md holds the tables of one run.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.compression_per_array import synthetic
+from benchmarks.measure import peak_memory
 from pipeline.encodings import Dense, Encoding, TopK
 from pipeline.store import FileRecord, IndexRows, Layout, PartRecord, parts
 from pipeline.store import index as index_files
@@ -92,11 +92,6 @@ def cost_of_parts(count: int = PARTS) -> tuple[float, float, float]:
     held = parts.decode(data, count, "parts.parquet")
     taken = time.perf_counter() - began
     return len(data) / count, max(0, peak_memory() - before) / len(held), taken / count
-
-
-def peak_memory() -> int:
-    """Bytes this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measured_alone() -> tuple[float, float, float]:

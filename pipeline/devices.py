@@ -14,6 +14,20 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
+def torchrun_rank() -> tuple[int, int]:
+    """(rank, world) of this process, as torchrun says in RANK and WORLD_SIZE; (0, 1) of one that runs alone.
+
+    Raises ConfigError when they cannot be.
+    """
+    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if all(text.isdecimal() for text in given) and int(given[0]) < int(given[1]):
+        return int(given[0]), int(given[1])
+    raise ConfigError(
+        f"RANK and WORLD_SIZE should be those of torchrun; found {given[0]!r} and {given[1]!r}. Unset them, or start "
+        "with torchrun"
+    )
+
+
 def resolve_device(name: str) -> torch.device:
     """The device for ``name``: ``auto`` takes CUDA, then MPS, then the CPU; ``cuda:1`` names one of several.
 

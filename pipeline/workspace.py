@@ -37,6 +37,12 @@ _FULL = frozenset(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG")
 """What the system says when a disk, a quota or a limit on file sizes is reached."""
 
 
+def user_cache(name: str) -> Path:
+    """Where this user keeps what can be had again: ``$XDG_CACHE_HOME/softlabels/name``, by default in ``~/.cache``."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "softlabels" / name
+
+
 @contextlib.contextmanager
 def room_for(path: Path, needed: int) -> Iterator[None]:
     """Turn the system's word that ``needed`` bytes do not fit at ``path`` into DiskFullError."""
@@ -140,14 +146,17 @@ class Workspace:
 
     def _take(self) -> None:
         """Take the lock for this process alone. Raises BusyError naming who holds it."""
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise BusyError(f"{self.out} is being written by {self._holder()}. Wait for it, or stop it") from None
+        self._acquire(0)
         held = list(self._members())
         if held:
             self._lock.release()
             raise BusyError(f"{self.out} is being written by {some(held)}. Wait for them, or stop them")
+
+    def _acquire(self, seconds: float) -> None:
+        try:
+            self._lock.acquire(timeout=seconds)
+        except Timeout:
+            raise BusyError(f"{self.out} is being written by {self._holder()}. Wait for it, or stop it") from None
 
     def _members(self) -> Iterator[str]:
         """Those that share this output now (see SharedWorkspace); what the dead left behind goes."""
@@ -167,12 +176,15 @@ class Workspace:
     ) -> None:
         if self._lock.is_locked:
             with contextlib.suppress(OSError):
-                self._holder_path.unlink()
-            with contextlib.suppress(OSError):
                 self.path.rmdir()  # nothing was made in it: a wrong option, say
-            self._lock.release()
+            self._let_go()
         # The lock file may go only while it is held by nobody else; leaving it behind is harmless, removing it
         # under a waiting process is not, so it stays until `cache gc`.
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(OSError):
+            self._holder_path.unlink()
+        self._lock.release()
 
     def _say_who(self) -> None:
         write_atomic(self._holder_path, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
@@ -212,17 +224,12 @@ class SharedWorkspace(Workspace):
         self._member = FileLock(self.out.parent / own, timeout=0)
 
     def _take(self) -> None:
-        try:
-            self._lock.acquire(timeout=JOINING_SECONDS)
-        except Timeout:
-            raise BusyError(f"{self.out} is being written by {self._holder()}. Wait for it, or stop it") from None
+        self._acquire(JOINING_SECONDS)
 
     def join(self) -> None:
         """Let others in. Until this process leaves, nobody can have the output for itself alone."""
         self._member.acquire()
-        with contextlib.suppress(OSError):
-            self._holder_path.unlink()
-        self._lock.release()
+        self._let_go()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -232,9 +239,7 @@ class SharedWorkspace(Workspace):
             self._say_who()
             yield
         finally:
-            with contextlib.suppress(OSError):
-                self._holder_path.unlink()
-            self._lock.release()
+            self._let_go()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

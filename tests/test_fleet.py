@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pipeline.models import build_model
 from pipeline.store import open_cache, verify
 from pipeline.workspace import SharedWorkspace, Workspace, leftovers
 from stages.cli import main
+from tests.store.small import files_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,57 +95,52 @@ def torchrun(ranks: int, restarts: int = 0) -> tuple[str, ...]:
             "stages.dump")  # fmt: skip
 
 
-def tree(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 @pytest.fixture
-def alone(home: Path) -> dict[str, str]:
+def alone(home: Path) -> dict[str, bytes]:
     """The bytes that one process makes."""
     ended(start(home, "--out", "alone"))
-    return tree(home / "alone")
+    return files_of(home / "alone")
 
 
-def test_tasks_of_a_batch_array_make_what_one_process_makes(home: Path, alone: dict[str, str]) -> None:
+def test_tasks_of_a_batch_array_make_what_one_process_makes(home: Path, alone: dict[str, bytes]) -> None:
     tasks = [start(home, "--out", "c", "--parts", f"{i}/2", TEACHER_SECONDS="0.01") for i in range(2)]
     said = [ended(task) for task in tasks]
     assert any("parts are there" in text for text in said)
     assert not (home / "c").exists()
     found = CliRunner().invoke(main, ["cache", "finalize", str(home / "c")])
     assert found.exit_code == 0 and "identity" in found.output, found.output
-    assert tree(home / "c") == alone and verify(open_cache(home / "c")).ok
+    assert files_of(home / "c") == alone and verify(open_cache(home / "c")).ok
     assert not list(home.glob(".c.softlabels-*-*"))
     again = CliRunner().invoke(main, ["cache", "finalize", str(home / "c")])
     assert (again.exit_code, again.output) == (0, found.output)
 
 
-def test_what_is_missing_is_named_and_a_lone_process_finishes(home: Path, alone: dict[str, str]) -> None:
+def test_what_is_missing_is_named_and_a_lone_process_finishes(home: Path, alone: dict[str, bytes]) -> None:
     ended(start(home, "--out", "c", "--parts", "2:5"))
     with pytest.raises(CacheIncompleteError, match=r"parts are not written yet: 0:2, 5:\d+"):
         dump.finalize(home / "c")
     said = ended(start(home, "--out", "c"))
     assert "3 of" in said and "found finished" in said
-    assert tree(home / "c") == alone
+    assert files_of(home / "c") == alone
 
 
-def test_another_cache_is_not_replaced_unasked(home: Path, alone: dict[str, str]) -> None:
+def test_another_cache_is_not_replaced_unasked(home: Path, alone: dict[str, bytes]) -> None:
     ended(start(home, "--out", "c", "--parts", "0:99"))
     ended(start(home, "--out", "c", "--seed", "1"))
     with pytest.raises(ConfigError, match=r"holds cache .* these parts make .*--overwrite"):
         dump.finalize(home / "c")
     found = CliRunner().invoke(main, ["cache", "finalize", str(home / "c"), "--overwrite"])
     assert found.exit_code == 0, found.output
-    assert tree(home / "c") == alone
+    assert files_of(home / "c") == alone
 
 
-def test_torchrun_spreads_parts_over_ranks(home: Path, alone: dict[str, str]) -> None:
+def test_torchrun_spreads_parts_over_ranks(home: Path, alone: dict[str, bytes]) -> None:
     ended(start(home, "--out", "c", module=torchrun(2), TEACHER_SECONDS="0.01"))
-    assert tree(home / "c") == alone
+    assert files_of(home / "c") == alone
 
 
 def test_a_rank_that_dies_costs_its_part_in_flight_and_another_number_of_ranks_goes_on(
-    home: Path, alone: dict[str, str]
+    home: Path, alone: dict[str, bytes]
 ) -> None:
     extra = {"TEACHER_SECONDS": "0.05", "DIES_ONCE": str(home / "died")}
     process = start(home, "--out", "c", module=torchrun(2), **extra)
@@ -155,10 +150,10 @@ def test_a_rank_that_dies_costs_its_part_in_flight_and_another_number_of_ranks_g
     there = len(list(home.glob(".c.softlabels-*/journal/part-*.json")))
     assert there >= 1
     said = ended(start(home, "--out", "c", module=torchrun(3)))
-    assert tree(home / "c") == alone
+    assert files_of(home / "c") == alone
     (home / "died").unlink()
     ended(start(home, "--out", "d", module=torchrun(2, restarts=1), **extra))
-    assert (home / "died").exists() and tree(home / "d") == alone
+    assert (home / "died").exists() and files_of(home / "d") == alone
 
 
 def test_those_who_share_and_those_who_do_not_refuse_each_other(tmp_path: Path) -> None:

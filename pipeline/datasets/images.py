@@ -26,7 +26,7 @@ from pipeline.datasets.pictures import Pictures
 from pipeline.errors import DataError
 from pipeline.progress import Progress
 from pipeline.references import call
-from pipeline.workspace import write_atomic
+from pipeline.workspace import user_cache, write_atomic
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
@@ -147,8 +147,7 @@ class DigestMemo:
 
 def memo_folder() -> Path:
     """Where digests of files are remembered: ``$XDG_CACHE_HOME/softlabels/digests``, by default in ``~/.cache``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "softlabels" / "digests"
+    return user_cache("digests")
 
 
 def _subfolders(folder: Path) -> Sequence[str]:

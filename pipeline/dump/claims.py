@@ -6,13 +6,13 @@ to know of another; ranks of torchrun and the tasks of a batch array work the sa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipeline.devices import torchrun_rank
 from pipeline.errors import ConfigError
 from pipeline.store import CacheWriter, Part
 
@@ -32,15 +32,7 @@ class Share:
     @classmethod
     def of_this_process(cls, chosen: str | None) -> Share:
         """What the environment says (torchrun sets RANK and WORLD_SIZE), and the parts that were asked for."""
-        try:
-            rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        except ValueError:
-            rank, world = -1, 0
-        if not 0 <= rank < world:
-            raise ConfigError(
-                f"RANK and WORLD_SIZE should be those of torchrun; found {os.environ.get('RANK')!r} and "
-                f"{os.environ.get('WORLD_SIZE')!r}. Unset them, or start with torchrun"
-            )
+        rank, world = torchrun_rank()
         return cls(rank, world, chosen)
 
     @property

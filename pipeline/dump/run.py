@@ -89,9 +89,8 @@ def _make_parts(job: Job, writer: CacheWriter, share: Share, progress: Progress)
     total = sum(part.entries for part in job.layout.parts)
     written = writer.done
     done = sum(part.entries for part in job.layout.parts if part.number in written)
-    seconds = 0.0
     with progress.bar("dump", total, "entries", done) as bar:
-        seconds += write_parts(job, writer, claims, bar)
+        seconds = write_parts(job, writer, claims, bar)
         # Other ranks are at the rest. Should one of them die without torchrun, its claims are free again.
         while share.shared and share.chosen is None and claims.left:
             time.sleep(POLL_SECONDS)

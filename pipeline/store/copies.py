@@ -19,6 +19,7 @@ from pipeline.store.arrival import fetch_file
 from pipeline.store.files import Files
 from pipeline.store.parts import FileRecord
 from pipeline.store.remote import PatientFiles
+from pipeline.workspace import user_cache
 
 DEFAULT_BYTES = 16 << 30
 _TRIES = 4
@@ -26,8 +27,7 @@ _TRIES = 4
 
 def default_folder() -> Path:
     """Where copies are kept unless something else is said: softlabels/parts in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "softlabels" / "parts"
+    return user_cache("parts")
 
 
 class CopiedFiles(Files):

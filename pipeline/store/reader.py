@@ -65,8 +65,7 @@ def open_cache(
         if local is None and cache_dir is not None:
             remote = PatientFiles(text, storage_options)
             cache = Cache(remote)
-            records = {**cache.manifest.files, **{p: r for part in cache.parts for p, r in part.files.items()}}
-            cache.files = CopiedFiles(remote, records, Path(cache_dir), cache_bytes)
+            cache.files = CopiedFiles(remote, cache.file_records(), Path(cache_dir), cache_bytes)
             return cache
         files: Files = LocalFiles(Path(local)) if local else RemoteFiles(text, storage_options)
     else:
@@ -170,6 +169,13 @@ class Cache:
         """Paths of all files of part ``number``."""
         arrays = {*self._labels.paths(number).values(), *self._features.paths(number).values()}
         return {index_files.path_of(number), *arrays}
+
+    def file_records(self) -> dict[str, FileRecord]:
+        """Every file but the manifest by its path: those of the parts in order, then the others."""
+        found = {path: record for part in self.parts for path, record in part.files.items()}
+        found.update(self.manifest.files)
+        found.pop(manifest_file.PATH, None)
+        return found
 
     def label_paths(self, number: int) -> dict[str, str]:
         """Array name -> path of the file that holds part ``number`` of it."""

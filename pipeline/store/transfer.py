@@ -94,7 +94,7 @@ def push(
     local = LocalFiles(Path(folder))
     cache = Cache(local)
     manifest = local.read(manifest_file.PATH)
-    files = _files(cache)
+    files = cache.file_records()
     for path, record in files.items():
         local.check_size(path, record.size)  # before anything is sent
     remote = PatientFiles(url, options, patience, progress)
@@ -204,7 +204,7 @@ def pull(
     remote = PatientFiles(url, options, patience, progress)
     cache = Cache(remote)
     manifest = remote.seen[manifest_file.PATH]
-    files, wanted = _files(cache), _wanted(cache, parts, features)
+    files, wanted = cache.file_records(), _wanted(cache, parts, features)
     with Workspace(Path(folder), digest({"pull": digest_bytes(manifest)})) as space:
         try:
             refuse_strangers(space.out, _OWN)
@@ -239,14 +239,6 @@ def pull(
         "pull", url, str(folder), cache.digest, len(todo) + new, size, len(kept) + 1 - new, whole, len(cache.parts),
         here >= files.keys(), remote.retries,
     )  # fmt: skip
-
-
-def _files(cache: Cache) -> dict[str, FileRecord]:
-    """Every file of a cache but its manifest: those of its parts in order, then the others."""
-    found = {path: record for part in cache.parts for path, record in part.files.items()}
-    found.update(cache.manifest.files)
-    found.pop(manifest_file.PATH, None)
-    return found
 
 
 def _wanted(cache: Cache, parts: Sequence[str], features: Sequence[str] | None) -> dict[str, FileRecord]:

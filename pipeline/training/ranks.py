@@ -7,7 +7,6 @@ accumulation. What has to be agreed on (when to stop, what was lost and won in a
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.devices import torchrun_rank
 from pipeline.errors import ConfigError
 
 PARALLEL = ("ddp", "fsdp")
@@ -39,7 +39,7 @@ class Ranks:
     @contextlib.contextmanager
     def of_this_process(cls, device: torch.device, parallel: str = "ddp") -> Iterator[Ranks]:
         """What torchrun says (RANK, WORLD_SIZE), with the process group open: NCCL on CUDA, else Gloo."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+        _, world = torchrun_rank()
         if world == 1:
             yield cls()
             return

@@ -145,12 +145,14 @@ def _all_seeds(
     finished = read_finished(folder, RECORD, identity, overwrite=True)
     timings: dict[str, Any] = {}
     seeds = range(config.seed, config.seed + config.seeds)
-    todo = [s for s in seeds if finished is None and _finished_seed(folder / f"seed-{s}", s) is None]
-    ranks.told((str(folder), todo))
+    held = {seed: _finished_seed(folder / f"seed-{seed}", seed) for seed in seeds} if finished is None else {}
+    ranks.told((str(folder), [seed for seed, record in held.items() if record is None]))
     if finished is None:
         records = []
-        for seed in seeds:
-            record, timing = _one_seed(config, prepared, folder / f"seed-{seed}", seed, ranks, progress)
+        for seed, record in held.items():
+            timing: dict[str, Any] = {}
+            if record is None:
+                record, timing = _one_seed(config, prepared, folder / f"seed-{seed}", seed, ranks, progress)
             records.append(record)
             timings[str(seed)] = timing
         finished = {
@@ -175,10 +177,7 @@ def _finished_seed(folder: Path, seed: int) -> dict[str, Any] | None:
 def _one_seed(
     config: TrainConfig, prepared: Prepared, folder: Path, seed: int, ranks: Ranks, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train one student into ``folder``, unless it is there; its record, and what it took."""
-    finished = _finished_seed(folder, seed)
-    if finished is not None:
-        return finished, {}
+    """Train one student into ``folder``; its record, and what it took."""
     dataset = prepared.dataset
     model = initial_student(config, dataset, seed)
     check_model(model, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])

@@ -32,8 +32,9 @@ from pipeline.store import open_cache
 from pipeline.training import TrainConfig
 from pipeline.workspace import MARK
 from tests.faults.counts import Counts, table
-from tests.faults.disk_jobs import DUMPS, ROOT, RUNS, Command, Ended, dump_options, make, run_options, sameness, tree
+from tests.faults.disk_jobs import DUMPS, ROOT, RUNS, Command, Ended, dump_options, make, run_options, sameness
 from tests.faults.small_disks import MOUNT, SIZE, Limit, Tmpfs, namespace, paged
+from tests.store.small import files_of
 
 FULL = re.compile(
     r"error: (\S+) takes ([\d,]+) bytes and cannot be written: ([^;]+); ([\d,]+) bytes are free on that disk"
@@ -83,20 +84,20 @@ def refusal(ended: Ended, disk: Tmpfs, rounds: str) -> tuple[str, int, str]:
 def scratch(disk: Tmpfs) -> dict[str, bytes]:
     """What a run that stopped has left, by path."""
     found = list(disk.folder.glob(f".out{MARK}" + "[0-9a-f]" * 16))
-    return tree(found[0]) if found else {}
+    return files_of(found[0]) if found else {}
 
 
 def dump_round(made: Path, disk: Tmpfs, random: random.Random, rounds: str, *, apart: bool) -> Counts:
     """A dump that finds the disk full once or more, and then room."""
     name = random.choice(sorted(DUMPS))
-    whole, out = tree(made / name), disk.folder / "out"
+    whole, out = files_of(made / name), disk.folder / "out"
     records = open_cache(made / name).parts
     of_parts = {record.number: {p: f.size for p, f in record.files.items()} for record in records}
     closing = [len(data) for path, data in whole.items() if not any(path in files for files in of_parts.values())]
     sizes = [1, *(size for files in of_parts.values() for size in (*files.values(), 1)), *closing]
     command = Command("dump", DumpConfig, dump.run)
     options = earlier(made / "earlier-cache", out, random, dump_options(made, name))
-    before, counts = tree(out), Counts()
+    before, counts = files_of(out), Counts()
     kept: dict[str, bytes] = {}
     for _ in range(random.choice((1, 1, 2, 3))):
         disk.leave(disk.room(random, sizes, len(closing), paged(kept)))
@@ -107,7 +108,7 @@ def dump_round(made: Path, disk: Tmpfs, random: random.Random, rounds: str, *, a
         place, needed, said = refusal(ended, disk, rounds)
         assert place not in whole or needed == len(whole[place]), f"{rounds}: {place} has {len(whole[place])}: {said}"
         now = scratch(disk)
-        assert kept.items() <= now.items() and tree(out) == before, f"{rounds}: what was there before has changed"
+        assert kept.items() <= now.items() and files_of(out) == before, f"{rounds}: what was there before has changed"
         done = [n for n in of_parts if f"journal/part-{n:05d}.json" in now]
         kept = {path: now[path] for n in done for path in (f"journal/part-{n:05d}.json", *of_parts[n])}
         what = "before or after it"
@@ -131,14 +132,14 @@ def dump_round(made: Path, disk: Tmpfs, random: random.Random, rounds: str, *, a
 def train_round(made: Path, disk: Tmpfs, random: random.Random, rounds: str, *, apart: bool) -> Counts:
     """A training run that finds the disk full, saving its state at each step or only at the end, and then room."""
     name, saving = random.choice(sorted(RUNS)), random.choice(("each step", "each step", "never"))
-    whole, out = tree(made / name), disk.folder / "out"
+    whole, out = files_of(made / name), disk.folder / "out"
     state = (made / f"{name}-state-bytes").stat().st_size
     files = [
         size for p in whole if p.startswith("seed-") for size in (len(whole[p]), *[1] * p.endswith(".safetensors"))
     ]
     command = Command("train", TrainConfig, training.run)
     options = earlier(made / "earlier-run", out, random, run_options(made, name))
-    before, counts = tree(out), Counts()
+    before, counts = files_of(out), Counts()
     options["checkpoint_every"] = 1e-9 if saving == "each step" else 0
     kept: dict[str, bytes] = {}
     states: dict[str, bytes] = {}
@@ -158,7 +159,7 @@ def train_round(made: Path, disk: Tmpfs, random: random.Random, rounds: str, *, 
         assert not exact or needed == len(whole[place]), f"{rounds}: {place} has {len(whole[place])}: {said}"
         assert STUDENTS.search(said) or not place.startswith("seed-"), f"{rounds}: {said}"
         now = scratch(disk)
-        assert kept.items() <= now.items() and tree(out) == before, f"{rounds}: what was there before has changed"
+        assert kept.items() <= now.items() and files_of(out) == before, f"{rounds}: what was there before has changed"
         done = {path.partition("/")[0] for path in now if path.endswith("seed.json")}
         changed = [p for p, data in states.items() if p.partition("/")[0] not in done and now.get(p) != data]
         assert options["checkpoint_every"] or not changed, f"{rounds}: {changed} have changed: {said}"
@@ -202,7 +203,7 @@ def finish(command: Command, options: dict[str, Any], whole: dict[str, bytes], d
     """The same command again, with room: it completes, and nothing tells that it was ever stopped."""
     ended = command(options)
     assert ended.status == 0, f"{rounds}: with room again: {ended}"
-    found, whole = sameness(tree(options["out"])), sameness(whole)
+    found, whole = sameness(files_of(options["out"])), sameness(whole)
     differ = sorted(path for path in {*whole, *found} if whole.get(path) != found.get(path))
     assert not differ, f"{rounds}: other bytes in {differ}"
     others = {p.name for p in disk.folder.iterdir()} - {"out", "out.report.json", f".out{MARK}lock"}
@@ -226,7 +227,9 @@ def busy_round(made: Path, place: Path, rounds: str, *, apart: bool) -> Counts:
     finally:
         signs[1].touch()
         errors = first.communicate(timeout=60)[1]
-    assert first.returncode == 0 and tree(out) == tree(made / name), f"{rounds}: the first dump was harmed: {errors}"
+    assert first.returncode == 0 and files_of(out) == files_of(made / name), (
+        f"{rounds}: the first dump was harmed: {errors}"
+    )
     return Counts(
         {"two dumps: the second refused, naming pid and host": 1, "two dumps: the first done, the same bytes": 1}
     )

@@ -167,11 +167,6 @@ def sameness(files: dict[str, bytes]) -> dict[str, bytes]:
     return {**files, "run.json": json.dumps(record).encode()}
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its path; {} when there is none."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 if __name__ == "__main__":
     wanted = json.loads(sys.argv[1])
     wanted = {name: Path(value) if name in ("out", "weights") else value for name, value in wanted.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import mmap
 import os
 import signal
@@ -122,12 +121,6 @@ def complete(body: Callable[[], Any]) -> None:
 def die() -> NoReturn:
     while True:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """The sha256 of every file."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def scratch(out: Path) -> list[Path]:

@@ -36,7 +36,8 @@ from pipeline.store import CacheWriter, parquet_backend, writer, zarr_backend
 from pipeline.training import TrainConfig, loop, stage
 from pipeline.views import input_loader
 from tests.faults.counts import Counts, table
-from tests.faults.dying import Aim, Watch, complete, fork, replaced, scratch, tree
+from tests.faults.dying import Aim, Watch, complete, fork, replaced, scratch
+from tests.store.small import files_of
 
 ROOT = Path(__file__).parents[2]
 Asked = np.ndarray[Any, Any]
@@ -85,7 +86,7 @@ class Work:
         trial.run(None)
         self.seconds = time.perf_counter() - began
         self.events = dict(zip(self.phases, trial.watch.entered.tolist(), strict=True))
-        self.whole, self.asked = tree(trial.out), trial.watch.asked.copy()
+        self.whole, self.asked = files_of(trial.out), trial.watch.asked.copy()
 
     def start(self, out: Path, watch: Watch) -> None:
         """The work itself, in a child."""
@@ -123,7 +124,7 @@ class Trial:
         out.parent.mkdir(parents=True, exist_ok=True)
         if work.before is not None:
             shutil.copytree(work.before, out)
-        self.before = tree(out)
+        self.before = files_of(out)
 
     def run(self, plan: Aim | float | None) -> bool:
         """One run; whether it was killed before it finished, after ``plan`` seconds or where it aims."""
@@ -143,7 +144,7 @@ class Trial:
         self.work.judge(self, watch.asked - asked, done, killed)
         self.done = done
         if killed:
-            found = tree(self.out) or tree(replaced(self.out))
+            found = files_of(self.out) or files_of(replaced(self.out))
             self.expect(found in ({}, self.before, self.work.whole), "the output is torn, or what was there before it")
             self.expect(bool(found) or not self.before, "what was there before is gone, and nothing in its place")
         return killed
@@ -151,7 +152,7 @@ class Trial:
     def finish(self) -> None:
         """Let a run finish, and compare."""
         self.run(None)
-        found, whole = tree(self.out), self.work.whole
+        found, whole = files_of(self.out), self.work.whole
         differing = sorted(path for path in {*found, *whole} if found.get(path) != whole.get(path))
         self.expect(not differing, f"other bytes than those of an undisturbed run: {differing}")
         self.expect(not scratch(self.out), "the scratch directory was left behind")

@@ -6,6 +6,10 @@ import http.client
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from pipeline.store.remote import Patience
+
+QUICK = Patience(attempts=12, seconds=0.01)
+
 
 class Flaky(BaseHTTPRequestHandler):
     """Passes requests on to ``server.target``; some are dropped, answered with 503, or their bodies cut short."""

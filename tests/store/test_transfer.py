@@ -25,16 +25,8 @@ from pipeline.errors import (
 )
 from pipeline.store import arrival, open_cache, pull, push, remote, transfer, verify
 from pipeline.store.remote import Patience, PatientFiles, transient
+from tests.store.flaky import QUICK
 from tests.store.small import FEW, LAYOUT, files_of, logits_of, small_cache
-
-QUICK = Patience(attempts=12, seconds=0.01)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("caches") / "cache"
-    small_cache(path)
-    return path
 
 
 @pytest.fixture

@@ -18,19 +18,9 @@ from click.testing import CliRunner
 
 from pipeline.errors import CacheNotFoundError
 from pipeline.store import open_cache, pull, push, verify
-from pipeline.store.remote import Patience
 from stages.cli import main
-from tests.store.flaky import Flaky
-from tests.store.small import LAYOUT, files_of, logits_of, small_cache
-
-QUICK = Patience(attempts=12, seconds=0.01)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("caches") / "cache"
-    small_cache(path)
-    return path
+from tests.store.flaky import QUICK, Flaky
+from tests.store.small import LAYOUT, files_of, logits_of
 
 
 @pytest.fixture(scope="module")
