@@ -6,11 +6,10 @@ without torch.
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-from stages.options import SETTINGS, named_errors, version
+from stages.lazy import LazyGroup
+from stages.options import SETTINGS, version
 
 COMMANDS = {
     "fit-teacher": ("stages.fit_teacher", "Train a teacher on the hard labels of a dataset."),
@@ -23,26 +22,12 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose commands live in modules of their own, imported when needed."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        with named_errors():
-            command = importlib.import_module(COMMANDS[cmd_name][0]).command
-        return command if isinstance(command, click.Command) else None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
 @click.group(
-    "softlabels", cls=LazyGroup, context_settings=SETTINGS, epilog="Options of a command: softlabels COMMAND --help"
+    "softlabels",
+    cls=LazyGroup,
+    lazy=COMMANDS,
+    context_settings=SETTINGS,
+    epilog="Options of a command: softlabels COMMAND --help",
 )
 @click.version_option(version(), "--version", prog_name="softlabels", message="%(prog)s %(version)s")
 def main() -> None:

@@ -101,6 +101,18 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "part"), counted(1234, "part")
+    ('1 part', '1,234 parts')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def version() -> str:
     """The installed version, or "uninstalled" for a bare checkout."""
     try:

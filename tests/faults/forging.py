@@ -149,7 +149,7 @@ class Toy(Dataset):
 
 def receive(folder: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
     """Everything that somebody who was given ``folder`` does with it: a name and a step, which says if all is sound."""
-    from stages.cache import describe, table
+    from stages.verbs.inspecting import describe, table
 
     cache = open_cache(folder)
     split = next(iter(cache.splits()), "train")

@@ -15,7 +15,8 @@ from pipeline.dump import DumpConfig
 from pipeline.dump import run as dump
 from pipeline.models import build_model, save_weights
 from pipeline.workspace import Workspace
-from stages.cache import command, verify
+from stages.cache import command
+from stages.verbs.verifying import verify
 
 
 def invoke(*arguments: str) -> Any:

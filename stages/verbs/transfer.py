@@ -9,7 +9,7 @@ import click
 
 from pipeline.configuration import parse_arguments
 from pipeline.errors import ConfigError
-from stages.options import SETTINGS, Command, print_report
+from stages.options import SETTINGS, Command, json_option, print_report
 from stages.progress import TerminalProgress
 
 _SHARED = (
@@ -22,7 +22,7 @@ _SHARED = (
     ),
     click.option("--overwrite", is_flag=True, help="Replace another cache that is there"),
     click.option("--workers", type=click.IntRange(1, 64), default=4, help="Files that travel at the same time"),
-    click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON on standard output"),
+    json_option,
 )
 
 
@@ -33,7 +33,7 @@ def _shared(function: Any) -> Any:
     return function
 
 
-@click.command("push", cls=Command, context_settings=SETTINGS, short_help="Send a cache to a URL, every byte checked.")
+@click.command("push", cls=Command, context_settings=SETTINGS)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("url")
 @click.option("--check", is_flag=True, help="Hold what is there already to its sha256, not only to its size")
@@ -49,7 +49,7 @@ def push(folder: Path, url: str, options: tuple[str, ...], as_json: bool, **aske
     print_report(transfer.push(folder, url, options=given, progress=TerminalProgress(), **asked), as_json)
 
 
-@click.command("pull", cls=Command, context_settings=SETTINGS, short_help="Fetch a cache, or parts of it, from a URL.")
+@click.command("pull", cls=Command, context_settings=SETTINGS)
 @click.argument("url")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
