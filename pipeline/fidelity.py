@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.encodings import Encoding
 from pipeline.metrics import log_softmax
-from pipeline.softlabels import SoftLabels, TopK
+from pipeline.softlabels import Dense, SoftLabels, TopK
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -62,16 +62,18 @@ class Fidelity:
         self.labelled += int(known.sum())
         self.correct += int((predicted_N == labels_N)[known].sum())
 
-    def compare(self, logits_NC: Floats, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Compare the stored form of some rows with the logits that they were made from."""
+    def compare(self, made_from: Floats | SoftLabels, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Compare the stored form of some rows with the logits (N, C), or the soft labels, that they were made from."""
+        source = Dense(made_from) if isinstance(made_from, np.ndarray) else made_from
         soft = self.encoding.decode(arrays, self.classes)
-        self.compared += len(logits_NC)
+        self.compared += len(source)
         for temperature in self.temperatures:
-            stored = stored_logprobs(soft, temperature)
-            kl = np.maximum(kl_divergence(log_softmax(logits_NC, temperature), stored), 0.0)
+            exact, stored = stored_logprobs(source, temperature), stored_logprobs(soft, temperature)
+            kl = np.maximum(kl_divergence(exact, stored), 0.0)
             self.kl_sum[temperature] += float(kl.sum())
             self.kl_max[temperature] = max(self.kl_max[temperature], float(kl.max(initial=0.0)))
-        self.agreed += int((stored.argmax(axis=1) == logits_NC.argmax(axis=1)).sum())
+        best = source.logits if isinstance(source, Dense) else exact
+        self.agreed += int((stored.argmax(axis=1) == best.argmax(axis=1)).sum())
 
     def totals(self) -> dict[str, float]:
         """The sums, as the statistics of a part."""

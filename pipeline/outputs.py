@@ -44,7 +44,7 @@ def _differences(found: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     for name, wanted in options.items():
         there = held.get(name)
         if there != wanted:
-            long = any(isinstance(value, (dict, str)) and len(str(value)) > 40 for value in (there, wanted))
+            long = any(isinstance(value, (dict, list, str)) and len(str(value)) > 40 for value in (there, wanted))
             other.append(f"other {name}" if long else f"{name} {there} there, {wanted} here")
     return f" ({'; '.join(other)})" if other else ""
 

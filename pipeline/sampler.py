@@ -38,6 +38,8 @@ class Order:
     - ``blocks``: the dataset rows of each block;
     - ``batch_size``: rows per batch and rank; ``world`` ranks take turns, batch by batch;
     - ``window``: blocks mixed at a time; ``shuffle=False`` visits blocks and rows as they come;
+    - ``first_window``: blocks of the very first window of a run, for an early first batch: in epoch 0 windows hold so
+      many, then twice as many, and so on up to ``window``. 0: all windows are alike;
     - ``drop_last``: leave out a last batch that is short.
     """
 
@@ -49,12 +51,17 @@ class Order:
     drop_last: bool = False
     rank: int = 0
     world: int = 1
+    first_window: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.window < 1 or not 0 <= self.rank < self.world:
             raise ConfigError(
                 f"batch size and window should be at least 1 and rank below world; found batch size "
                 f"{self.batch_size}, window {self.window}, rank {self.rank} of {self.world}"
+            )
+        if not 0 <= self.first_window <= self.window:
+            raise ConfigError(
+                f"the first window should be 0 (as all others) to {self.window} (the window); found {self.first_window}"
             )
 
     @property
@@ -77,8 +84,10 @@ class Order:
         """(block numbers, dataset rows in the order of visit) of each window of one epoch, over all ranks."""
         random = np.random.default_rng([self.seed, epoch])
         numbers = random.permutation(len(self.blocks)) if self.shuffle else np.arange(len(self.blocks))
-        for first in range(0, len(numbers), self.window):
-            chosen = numbers[first : first + self.window]
+        first, size = 0, (self.first_window if epoch == 0 else 0) or self.window
+        while first < len(numbers):
+            chosen = numbers[first : first + size]
+            first, size = first + size, min(2 * size, self.window)
             rows = np.concatenate([self.blocks[n] for n in chosen])
             yield chosen, random.permutation(rows) if self.shuffle else rows
 

@@ -38,13 +38,16 @@ class Views:
 
     - ``transform``: None, or a callable from a loaded example to another; ``description``: its canonical text,
       part of a cache's identity;
-    - ``seed``: of the dump; the seed of one view follows from it, the example's id and the view's number.
+    - ``seed``: of the dump; the seed of one view follows from it, the example's id and the view's number;
+    - ``merged``: (seed, count) of each dump whose random views these are, when there were several: views 1 to the first
+      count are those of the first dump, and so on.
     """
 
     transform: Callable[[Tensor], Tensor] | None = None
     description: str = PLAIN
     count: int = 1
     seed: int = 0
+    merged: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 1 or (self.count > 1 and self.transform is None):
@@ -55,6 +58,11 @@ class Views:
 
     def seed_of(self, example_id: str, view: int) -> int:
         """In [0, 2**63). A pure function of the dump's seed and the two arguments."""
+        number = view
+        for seed, count in self.merged:
+            if view and number <= count:
+                return identity.view_seed(seed, example_id, number)
+            number -= count
         return identity.view_seed(self.seed, example_id, view)
 
     def apply(self, x: Tensor, example_id: str, view: int) -> Tensor:

@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": ("stages.evaluate", "Measure a student on a split, and against its teacher."),
     "compress": ("stages.compress", "Prune, quantise and export a student, and run each result."),
     "report": ("stages.report", "Draw one page from what the other stages measured."),
-    "cache": ("stages.cache", "Look at caches and share them: inspect, verify, push, pull, finalize, gc."),
+    "cache": ("stages.cache", "Look at caches, work on them, and share them."),
 }
 
 

@@ -176,15 +176,16 @@ def _help(field: dataclasses.Field[Any], multiple: bool) -> str:
 
 
 def _load_params(ctx: click.Context, _: click.Parameter, texts: tuple[str, ...]) -> None:
-    known = {parameter.name for parameter in ctx.command.params}
+    known = {parameter.name: parameter for parameter in ctx.command.params}
     values: dict[str, Any] = {}
     with named_errors(ctx):
         for text in texts:
             section = read_params(text)
-            unknown = sorted(set(section) - known)
+            unknown = sorted(set(section) - set(known))
             if unknown:
                 raise ConfigError(f"--params {text} holds what {ctx.command_path} does not know: {', '.join(unknown)}")
-            values.update(section)
+            for name, value in section.items():
+                values[name] = [value] if getattr(known[name], "multiple", False) and isinstance(value, str) else value
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
@@ -252,6 +253,38 @@ def stage_command(name: str, config: type[Config], run: Callable[..., Report], t
         print_report(report, as_json)
 
     return command
+
+
+def verb_command(
+    name: str,
+    config: type[Config],
+    run: Callable[..., Report],
+    text: str | None,
+    arguments: Mapping[str, str],
+    printed: Callable[[Any, bool], None] | None = None,
+) -> click.Command:
+    """The command of a verb about caches: as ``stage_command``, with some fields as arguments (field -> metavar).
+
+    ``printed``: prints the report, where one line is not enough.
+    """
+    show = printed or print_report
+    named = {option.name: option for option in options_of(config)}
+    positional = [
+        click.Argument(
+            [field], type=named[field].type, metavar=metavar, nargs=-1 if named[field].multiple else 1, required=True
+        )
+        for field, metavar in arguments.items()
+    ]
+    options = [option for field, option in named.items() if field not in arguments]
+
+    def callback(as_json: bool, **values: Any) -> None:
+        show(run(config(**values), TerminalProgress()), as_json)
+
+    json_flag = click.Option(
+        ["--json", "as_json"], is_flag=True, help="print the whole report as JSON on standard output"
+    )
+    parameters: list[click.Parameter] = [*positional, *options, params_option(), json_flag]
+    return Command(name, params=parameters, callback=callback, help=text, context_settings=SETTINGS)
 
 
 def print_report(report: Report, as_json: bool) -> None:

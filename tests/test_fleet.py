@@ -197,9 +197,9 @@ def test_a_part_is_claimed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
             device="cpu",
         )
     )
-    from pipeline.dump.plan import Plan
+    from pipeline.caches.plan import Plan
 
-    plan = Plan(job.identity, job.layout, job.dataset.classes, job.feature_specs, None)
+    plan = Plan(job.identity, job.layout, 10, job.dataset.classes, job.feature_specs, None)
     scratch = home / ".c.softlabels-x"
     scratch.mkdir()
     plan.save(scratch)

@@ -15,13 +15,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "softlabels", "identity", "configuration", "progress", "sampler", "workspace", "outputs", "references"),
     ("encodings", "metrics"),
     ("store", "fidelity"),
+    ("caches",),
     ("datasets", "views", "models", "losses", "devices", "transforms"),
     ("sources", "runs"),
-    ("dump", "training", "evaluation", "compression", "report", "teacher", "verification"),
+    ("dump", "planning", "training", "evaluation", "compression", "report", "teacher", "verification"),
     ("stages",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = [name for names in LAYERS[:3] for name in names]
+WITHOUT_TORCH = [name for names in LAYERS[:4] for name in names]
 # Twins that compute on the device live beside their numpy module and belong to layer 3.
 TORCH_SUFFIX = "_torch"
 
@@ -120,7 +121,7 @@ def test_no_circles_between_parts() -> None:
 
 
 def test_the_label_sources_alone_join_store_and_torch() -> None:
-    below = {name for name in MODULES if part_of(name) in LAYERS[3]}
+    below = {name for name in MODULES if part_of(name) in LAYERS[4]}
     assert not {(module, name) for module in below for name in imports(module) if part_of(name) == "store"}
 
 

@@ -164,13 +164,14 @@ def test_topk_labels_stream_too(topk: Cache, dataset: Dataset, resident: str) ->
 
 
 @pytest.mark.parametrize("start", [1, 3, 7, 9, 10])
+@pytest.mark.parametrize(("first", "epoch"), [(0, 2), (1, 0)])
 def test_a_stream_that_starts_in_the_middle_goes_on_as_the_whole_one_would(
-    cache: Cache, dataset: Dataset, start: int
+    cache: Cache, dataset: Dataset, start: int, first: int, epoch: int
 ) -> None:
     source = CachedLabels(cache, dataset, resident="none")
-    order = source.order(5, seed=1, window=2)
-    whole = list(source.stream(order, 2))
-    rest = list(source.stream(order, 2, start))
+    order = source.order(5, seed=1, window=2, first_window=first)
+    whole = list(source.stream(order, epoch))
+    rest = list(source.stream(order, epoch, start))
     assert len(rest) == max(0, len(whole) - start)
     for (rows, soft), (same_rows, same) in zip(rest, whole[start:], strict=True):
         assert rows.tolist() == same_rows.tolist()
@@ -457,7 +458,7 @@ def test_a_split_that_was_not_dumped_is_refused(make_cache: Callable[..., Cache]
     assert len(match(test_only, dataset, "test").rows) == 8
 
 
-# Live teachers and mixtures.
+# Live teachers.
 
 
 @pytest.fixture
@@ -491,58 +492,6 @@ def test_a_live_teacher_stays_in_evaluation_mode_and_takes_no_gradient() -> None
     assert torch.equal(first, second) and not first.requires_grad
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(p.requires_grad for p in model.parameters())
-
-
-class Fixed:
-    """A source with one answer for all rows."""
-
-    def __init__(self, soft: SoftLabels, has: bool = True) -> None:
-        self.soft, self.classes, self._has, self.closed = soft, soft.classes, has, 0
-
-    def has(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        return np.full(len(rows), self._has)
-
-    def stream(self, order: Order, epoch: int, start: int = 0, view: int = 0) -> Fixed:
-        return self
-
-    def next(self, inputs: Any, rows: npt.NDArray[np.int64]) -> SoftLabels:
-        return self.soft
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-def test_a_mixture_averages_probabilities_at_its_temperature() -> None:
-    first, second = (torch.randn(5, 4, dtype=torch.float64) * 3 for _ in range(2))
-    sources = [(Fixed(Dense(first)), 3.0), (Fixed(Dense(second)), 1.0)]
-    rows = np.arange(5)
-    mixed = Mixture(sources, temperature=2.0).stream(Order((rows,), 5), 0)
-    found = mixed.next(torch.zeros(5), rows)
-    expected = 0.75 * torch.softmax(first / 2, 1) + 0.25 * torch.softmax(second / 2, 1)
-    torch.testing.assert_close(torch.softmax(found.logits / 2, 1).double(), expected, rtol=1e-5, atol=1e-6)
-    mixed.close()
-    assert [source.closed for source, _ in sources] == [1, 1]
-
-
-def test_a_mixture_has_labels_where_all_of_its_sources_do() -> None:
-    labels = Dense(torch.zeros(2, 4))
-    rows = np.arange(2)
-    assert Mixture([(Fixed(labels), 1), (Fixed(labels), 1)], temperature=1).has(rows).all()
-    assert not Mixture([(Fixed(labels), 1), (Fixed(labels, has=False), 1)], temperature=1).has(rows).any()
-
-
-def test_a_mixture_refuses_what_it_cannot_average(topk: Cache, dataset: Dataset) -> None:
-    source = CachedLabels(topk, dataset, resident="none")
-    order = source.order(8)
-    mixed = Mixture([(source, 1.0)], temperature=1.0).stream(order, 0)
-    with pytest.raises(ConfigError, match="source 0 gives TopK"):
-        mixed.next(torch.zeros(8), next(order.epoch(0)))
-    mixed.close()
-    with pytest.raises(ConfigError, match=r"same classes.*\[3, 4\]"):
-        Mixture([(Fixed(Dense(torch.zeros(1, 3))), 1), (Fixed(Dense(torch.zeros(1, 4))), 1)], temperature=1)
-    for sources in ([], [(Fixed(Dense(torch.zeros(1, 3))), 0.0)]):
-        with pytest.raises(ConfigError, match="at least one source, weights above 0"):
-            Mixture(sources, temperature=1)
 
 
 @pytest.mark.parametrize("kind", ["none", "ram", "device", "live", "mixture"])

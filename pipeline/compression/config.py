@@ -17,7 +17,9 @@ class CompressConfig(Config):
     data: str | None = option(None, "dataset; that of the run unless given")
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     allow: tuple[str, ...] = option((), "module:factory that the run names and may be imported: your own code")
-    cache: str | None = option(None, "cache to fine-tune from; that of the run unless given, 'none' for hard labels")
+    cache: str | None = option(
+        None, "cache to fine-tune from; that of the run, or its mixture, unless given; 'none' for hard labels"
+    )
     out: Path = option(REQUIRED, "directory for the ONNX files and the table")
     prune: tuple[float, ...] = option((0.5,), "share of the channels to remove; 0 leaves pruning out")
     norm: int = option(2, "channels are ranked by the L1 or L2 norm of their weights")

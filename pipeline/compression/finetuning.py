@@ -48,10 +48,11 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
     if config.data is not None:
         options |= {"data": config.data, "data_args": config.data_args}
     if config.cache is not None:
-        options["cache"] = None if config.cache == "none" else config.cache
-    if options.get("cache") is not None and not options.get("alpha"):
+        options |= {"cache": None if config.cache == "none" else config.cache, "labels": (), "mix": "probs"}
+    cached = bool(options.get("cache") or options.get("labels"))
+    if cached and not options.get("alpha"):
         options["alpha"] = options["beta"] = None
-    if options.get("cache") is None and options.get("teacher") is None:
+    if not cached and options.get("teacher") is None:
         options["alpha"] = 0.0
     for name in ("temperature", "alpha"):
         if getattr(config, name) is not None:

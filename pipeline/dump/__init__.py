@@ -4,7 +4,7 @@ The unit of work is a part. Batches never cross parts, a part is journalled once
 that finds a scratch directory of its own identity goes on where the last one stopped. A second thread writes a part
 while the teacher is at the next. Several processes may make the parts of one cache.
 
-    config -> job -> plan, claims -> parts -> run
+    config -> job -> claims -> parts -> run
 """
 
 from pipeline.dump.config import DumpConfig, DumpReport, PartialReport

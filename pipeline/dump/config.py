@@ -47,6 +47,9 @@ class DumpConfig(Config):
     precision: str = option("float32", "of the forward pass; part of the cache's identity", choices=PRECISIONS)
     threads: int = option(0, "CPU threads of the forward pass; 0 leaves torch's choice")
     overwrite: bool = option(False, "replace a cache of another identity at --out")
+    reuse: tuple[str, ...] = option(
+        (), "folder or URL of caches: one of this very identity is brought to --out, and the teacher does not run"
+    )
     parts: str | None = option(
         None,
         "make only these parts, FIRST:END or I/N (every N-th from I on, I from 0), beside others who make the rest; "
@@ -69,6 +72,8 @@ class DumpConfig(Config):
         if not self.splits:
             yield "--splits should name at least one split"
         yield from self.below(batch_size=1, part_size=0, workers=0, threads=0)
+        if self.reuse and self.parts is not None:
+            yield "--reuse brings a whole cache, and --parts makes some of one: leave out one of the two"
         try:
             parse_features(self.features)
         except ConfigError as error:
@@ -113,7 +118,10 @@ class PartialReport:
 
 @dataclass(frozen=True)
 class DumpReport:
-    """What a dump did. Times are in seconds; ``resumed`` parts were found finished."""
+    """What a dump did. Times are in seconds; ``resumed`` parts were found finished.
+
+    ``reused`` is the address of the cache that was brought to ``out`` instead; "" when the teacher ran.
+    """
 
     out: str
     identity: str
@@ -125,6 +133,7 @@ class DumpReport:
     seconds: float
     teacher_seconds: float
     device: str
+    reused: str = ""
     fidelity: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -132,6 +141,7 @@ class DumpReport:
     def summary(self) -> str:
         """One line for people."""
         again = f", {self.resumed} of {self.parts} parts found finished" if self.resumed else ""
+        again += f", reused from {self.reused}, teacher not run" if self.reused else ""
         plural = "" if self.parts == 1 else "s"
         return (
             f"{self.out}: {self.entries:,} entries in {self.parts} part{plural}, {self.bytes / 1e6:.1f} MB "

@@ -18,10 +18,8 @@ from pipeline.encodings import Encoding
 from pipeline.errors import DataError
 from pipeline.identity import SPLITS, digest
 from pipeline.models import FeatureTap, check_model, frozen, load_model, parse_features, state_digest
-from pipeline.store import FeatureSpec, Group, Layout
+from pipeline.store import FeatureSpec, Group, Layout, part_size_for
 from pipeline.views import Views, check_views, make_views
-
-TARGET_PART_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def prepare(config: DumpConfig) -> Job:
     if not groups:
         raise DataError(f"{dataset.name} has no examples in --splits {', '.join(config.splits)}")
     row_bytes = sum(spec.row_bytes for spec in (*specs.values(), *(f.array for f in feature_specs.values())))
-    layout = Layout(groups=groups, part_size=config.part_size or _part_size(row_bytes, groups))
+    layout = Layout(groups=groups, part_size=config.part_size or part_size_for(row_bytes, groups))
     description = {
         "teacher": {
             "reference": config.teacher,
@@ -96,13 +94,6 @@ def _groups(dataset: Dataset, views: Views, splits: tuple[str, ...]) -> Iterator
         entries = len(dataset.rows(split)) if split in splits else 0
         for view in range(views.count if split == "train" else 1) if entries else ():
             yield Group(split, view, entries)
-
-
-def _part_size(row_bytes: int, groups: tuple[Group, ...]) -> int:
-    """Entries that take at most 32 MiB, so that the parts of the largest group are about equally long."""
-    most = max(1, TARGET_PART_BYTES // max(1, row_bytes))
-    largest = max(group.entries for group in groups)
-    return -(-largest // -(-largest // most))
 
 
 def _feature_specs(

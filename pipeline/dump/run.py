@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.caches.plan import PATH as PLAN
+from pipeline.caches.plan import Plan
 from pipeline.dump.claims import Claims, Share
 from pipeline.dump.claims import folder_of as claims_folder
 from pipeline.dump.config import DumpConfig, DumpReport, PartialReport
 from pipeline.dump.job import Job, prepare
 from pipeline.dump.parts import write_parts
-from pipeline.dump.plan import PATH as PLAN
-from pipeline.dump.plan import Plan
+from pipeline.dump.reuse import reuse
 from pipeline.errors import CacheError, ConfigError
 from pipeline.identity import short
 from pipeline.outputs import write_beside
@@ -56,7 +57,21 @@ def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport | Pa
     if out.is_dir() and any(out.iterdir()) and not config.overwrite:
         raise ConfigError(_occupied(out, job))
     refuse_strangers(out, OWN)
-    plan = Plan(job.identity, job.layout, job.dataset.classes, job.feature_specs, _views_as_seen(job))
+    if config.reuse:
+        if share.shared:
+            raise ConfigError(
+                "--reuse brings a whole cache, for one process: leave it out where several make the parts"
+            )
+        if source := reuse(job.identity, out, config.reuse, progress, overwrite=config.overwrite):
+            return _finished_report(job, started, 0.0, resumed=0, reused=source)
+    plan = Plan(
+        job.identity,
+        job.layout,
+        len(job.dataset.classes),
+        tuple(job.dataset.classes),
+        job.feature_specs,
+        _views_as_seen(job),
+    )
     if not share.shared:
         with Workspace(out, job.digest) as space:
             writer = plan.writer(space.path)
@@ -140,9 +155,9 @@ def _found_finished(job: Job, started: float) -> DumpReport | None:
     return report
 
 
-def _finished_report(job: Job, started: float, teacher_seconds: float, resumed: int) -> DumpReport:
-    out = Path(job.config.out)
-    report = _report(job, open_cache(out), time.perf_counter() - started, teacher_seconds, resumed=resumed)
+def _finished_report(job: Job, started: float, teacher_seconds: float, resumed: int, reused: str = "") -> DumpReport:
+    out, seconds = Path(job.config.out), time.perf_counter() - started
+    report = _report(job, open_cache(out), seconds, teacher_seconds, resumed=resumed, reused=reused)
     write_beside(out, report.as_dict())
     return report
 
@@ -187,7 +202,9 @@ def _occupied(out: Path, job: Job) -> str:
     )
 
 
-def _report(job: Job, cache: Cache, seconds: float, teacher_seconds: float, *, resumed: int) -> DumpReport:
+def _report(
+    job: Job, cache: Cache, seconds: float, teacher_seconds: float, *, resumed: int, reused: str = ""
+) -> DumpReport:
     size = sum(cache.sizes().values())
     return DumpReport(
         out=str(job.config.out),
@@ -200,6 +217,7 @@ def _report(job: Job, cache: Cache, seconds: float, teacher_seconds: float, *, r
         seconds=round(seconds, 3),
         teacher_seconds=round(teacher_seconds, 3),
         device=str(job.device),
+        reused=reused,
         fidelity=dict(cache.manifest.fidelity),
         environment={
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,8 @@
 """Measure a student: on a held-out split, and against what its teacher said there.
 
-The teacher does not run: its opinion of the split comes from the cache. All seeds of a run are measured together, so
-the data is read once. Choices are made on validation, so its figures are written beside those of the split.
+The teacher does not run: its opinion of the split comes from the cache, that of several teachers from their mixture.
+All seeds of a run are measured together, so the data is read once. Choices are made on validation, so its figures are
+written beside those of the split.
 """
 
 from __future__ import annotations
@@ -23,17 +24,16 @@ from pipeline.evaluation.scoring import (
     labelled_rows,
     plain_batches,
     score_rows,
-    teacher_labels,
     teacher_scores,
     torch_predictor,
 )
+from pipeline.evaluation.teachers import open_teachers
 from pipeline.identity import digest
 from pipeline.metrics import Scores
 from pipeline.models import check_model
 from pipeline.outputs import json_bytes
 from pipeline.progress import Progress, Silent
 from pipeline.runs import Run, build_student, read_run
-from pipeline.store import Cache, open_cache
 from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
 __all__ = [
@@ -88,21 +88,22 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
     example = dataset.prepare(dataset.load(int(rows_of[config.split][0])))[None]
     for model in models.values():
         check_model(model, classes=len(dataset.classes), example_input=example)
-    cache = open_labels(config.cache, trained)
+    teachers = open_teachers(config.cache, trained)
     predictors = {seed: torch_predictor(model, device) for seed, model in models.items()}
 
     found: dict[str, dict[int, Scores]] = {}
     own: Scores | None = None
     with progress.bar("evaluate", sum(map(len, rows_of.values())), "examples") as bar:
         for split in rows_of:
-            teacher = teacher_labels(cache, dataset, split) if cache and split in cache.splits() else None
+            known = teachers is not None and split in teachers.splits
+            teacher = teachers.labels(dataset, split, config.temperature) if teachers and known else None
             found[split] = score_rows(
                 predictors, dataset, rows_of[split], teacher=teacher, temperature=config.temperature,
                 batch_size=config.batch_size, workers=config.workers, advance=bar.update,
             )  # fmt: skip
             if split == config.split and teacher:
                 own = teacher_scores(teacher, dataset, rows_of[split], config.batch_size)
-    details = describe(config, dataset, trained, models, found, own, cache)
+    details = describe(config, dataset, trained, models, found, own, teachers)
     report = EvaluateReport(str(config.out), summarise(details), details)
     with Workspace(config.out, digest({"stage": "evaluate", **config.as_dict()})) as space:
         space.clear()
@@ -119,13 +120,6 @@ def open_dataset(data: str | None, data_args: Sequence[str], trained: Run | None
             raise ConfigError("--data should name a dataset")
         data, data_args = trained.reference("data"), data_args or tuple(trained.config.get("data_args") or ())
     return load_dataset(data, parse_arguments(tuple(data_args), "--data-args"))
-
-
-def open_labels(address: str | None, trained: Run | None) -> Cache | None:
-    """The cache named, or the one the run learnt from; None for ``none`` or where there is none."""
-    if address is None and trained is not None:
-        address = trained.config.get("cache")
-    return None if address in (None, "", "none") else open_cache(str(address))
 
 
 def _models(config: EvaluateConfig, trained: Run | None, dataset: Dataset) -> dict[int, nn.Module]:

@@ -24,12 +24,15 @@ class EvaluateConfig(Config):
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     allow: tuple[str, ...] = option((), "module:factory that the run names and may be imported: your own code")
     cache: str | None = option(
-        None, "cache with the teacher's labels of the split; that of the run unless given, 'none' for none"
+        None,
+        "cache with the teacher's labels of the split; that of the run, or its mixture, unless given; 'none' for none",
     )
     split: str = option("test", "what to measure on", choices=SPLITS)
     out: Path = option(REQUIRED, "directory for metrics.json and details.json")
     bins: int = option(15, "equal-width bins of confidence, for calibration")
-    temperature: float = option(1.0, "of the divergence from the teacher")
+    temperature: float = option(
+        1.0, "of the divergence from the teacher, and of the mean of several teachers' probabilities"
+    )
     batch_size: int = option(256, "examples per forward pass")
     workers: int = option(0, "processes that load examples; 0 does it in this one")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")

@@ -13,10 +13,10 @@ from pipeline import metrics
 from pipeline.datasets import Dataset
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.scoring import labelled_rows
+from pipeline.evaluation.teachers import Teachers
 from pipeline.identity import digest
 from pipeline.metrics import Scores
 from pipeline.runs import Run, parameter_count
-from pipeline.store import Cache
 
 
 def describe(
@@ -26,7 +26,7 @@ def describe(
     models: Mapping[int, nn.Module],
     found: Mapping[str, Mapping[int, Scores]],
     own: Scores | None,
-    cache: Cache | None,
+    teachers: Teachers | None,
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON values: per seed, per class, per bin, per example."""
     classes = len(dataset.classes)
@@ -58,7 +58,7 @@ def describe(
         "examples": len(rows),
         "examples_digest": digest([dataset.ids[int(row)] for row in rows]),
         "data_digest": dataset.digest(),
-        "cache": cache.digest if cache else None,
+        "cache": teachers.digest if teachers else None,
         "class_names": list(dataset.classes),
         "parameters": parameter_count(next(iter(models.values()))),
         "temperature": config.temperature,

@@ -64,19 +64,19 @@ class Method:
 def method_of(config: Mapping[str, Any]) -> Method:
     """Classify a training configuration.
 
-    ``alpha`` is the weight of the soft labels, ``train_views`` which views are trained on, ``labels`` whose label a
-    view takes (its own or that of the plain one), ``labelled_fraction`` the share of examples that keep their hard
+    ``alpha`` is the weight of the soft labels, ``train_views`` which views are trained on, ``label_view`` whose label
+    a view takes (its own or that of the plain one), ``labelled_fraction`` the share of examples that keep their hard
     label, ``omit_class`` the class without any example.
     """
     alpha = config.get("alpha")
-    soft = bool(config.get("cache") or config.get("teacher")) and (alpha is None or float(alpha) > 0)
+    soft = any(config.get(name) for name in ("cache", "labels", "teacher")) and (alpha is None or float(alpha) > 0)
     views = str(config.get("train_views") or "plain") not in ("plain", "1")
     fraction = float(config.get("labelled_fraction") or 1.0)
     omitted = str(config.get("omit_class") or "")
     if not soft:
         kind = HARD
     elif views:
-        kind = FIXED if str(config.get("labels", "own")) == "plain" else REPLAYED
+        kind = FIXED if str(config.get("label_view", "own")) == "plain" else REPLAYED
     else:
         kind = SOFT
     if omitted:

@@ -144,9 +144,9 @@ class Findings:
 
     @cached_property
     def teacher_accuracy(self) -> float | None:
-        """The teacher's accuracy on the evaluated split, from its cached labels."""
+        """The teacher's accuracy on the evaluated split, from its cached labels; mixtures of several do not count."""
         for cell in self.cells:
-            if cell.details.get("teacher"):
+            if cell.details.get("teacher") and not isinstance(cell.details.get("cache"), list):
                 return float(cell.details["teacher"]["accuracy"])
         return None
 

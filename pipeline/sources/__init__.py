@@ -4,6 +4,7 @@
 and training loops see the same typed batches whichever it is.
 """
 
+from pipeline.sources.agreement import check_agreement
 from pipeline.sources.base import LabelSource, LabelStream
 from pipeline.sources.cached import CachedLabels
 from pipeline.sources.live import LiveTeacher
@@ -11,4 +12,14 @@ from pipeline.sources.matching import Matching, match
 from pipeline.sources.mixture import Mixture
 from pipeline.sources.replay import replay_views
 
-__all__ = ["CachedLabels", "LabelSource", "LabelStream", "LiveTeacher", "Matching", "Mixture", "match", "replay_views"]
+__all__ = [
+    "CachedLabels",
+    "LabelSource",
+    "LabelStream",
+    "LiveTeacher",
+    "Matching",
+    "Mixture",
+    "check_agreement",
+    "match",
+    "replay_views",
+]

@@ -136,7 +136,8 @@ class CachedLabels:
             sizes.append(tensor.nbytes)
             return tensor
 
-        decoded(self.cache, self.cache.allocate(self.cache.manifest.layout.length)).map(weigh)
+        blank = {n: np.zeros_like(rows) for n, rows in self.cache.allocate(self.cache.manifest.layout.length).items()}
+        decoded(self.cache, blank).map(weigh)
         views = 1 if self.labels_view == "plain" else len(self.views)
         return "device" if sum(sizes) * len(self.rows) * views < AUTO_BYTES else "none"
 
@@ -180,6 +181,7 @@ class CachedLabels:
         rank: int = 0,
         world: int = 1,
         rows: Rows | None = None,
+        first_window: int = 0,
     ) -> Order:
         """Shuffled batches whose labels stream well: blocks are the cache's parts (see ``Order``).
 
@@ -194,6 +196,7 @@ class CachedLabels:
             drop_last=drop_last,
             rank=rank,
             world=world,
+            first_window=first_window,
         )
 
     def stream(self, order: Order, epoch: int, start: int = 0, view: int = 0) -> CachedStream:
@@ -230,7 +233,9 @@ class CachedLabels:
         """A function from dataset rows to their labels, out of memory."""
         table = PartTable(self.cache, self.matching.split, view)
         window = Window(table, self.matching.entry_of[self.rows], Buffers(self.cache))
-        window.load(len(window.parts))
+        with closing(self.cache.files.ahead()) as ahead:
+            ahead.ask(window.paths())
+            window.load(len(window.parts))
         slot_of = np.zeros(len(self.matching.entry_of), dtype=np.int64)
         slot_of[self.rows] = window.slots(self.matching.entry_of[self.rows])
         cache, device = self.cache, self.device

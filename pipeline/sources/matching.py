@@ -25,13 +25,15 @@ class Matching:
     - ``split``: of the dataset and of the cache;
     - ``rows`` (n,): the dataset rows of the split that stay, in dataset order;
     - ``entry_of`` (N,): for every dataset row its entry number within each view of the split, -1 where there is none;
-    - ``missing``: ids of the split that the cache has no labels for (skipped, or kept for their hard labels).
+    - ``missing``: ids of the split that the cache has no labels for (skipped, or kept for their hard labels);
+    - ``unchecked``: what could not be held against the dataset, because the cache does not know it (an imported one).
     """
 
     split: str
     rows: Rows
     entry_of: npt.NDArray[np.int64]
     missing: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     def entries(self, rows: Rows) -> Rows:
         """Entry numbers (B,) of dataset rows that have labels. Raises CacheMismatchError when one has none."""
@@ -48,23 +50,25 @@ def match(cache: Cache, dataset: Dataset, split: str = "train", missing: str = "
     """Find the labels of every example of ``split``, or refuse.
 
     Equal data digests address rows directly. Otherwise (reordered, a subset, grown) rows are joined by example id and
-    the stored bytes of each joined example are compared by digest. ``missing`` says what becomes of examples without
-    labels: ``error``, ``skip`` (they leave the training set) or ``hard`` (they stay for their hard labels).
+    the stored bytes of each joined example are compared by digest. What the cache does not know (an imported one: its
+    class names, preprocessing, the content of its examples, its views) is named in ``unchecked``. ``missing`` says what
+    becomes of examples without labels: ``error``, ``skip`` (they leave the training set) or ``hard`` (they stay for their hard labels).
 
     Raises CacheMismatchError: other class names or order, other preprocessing, a split that the cache lacks, the same
     id with other content, examples without labels under ``error``, or no example with labels at all.
     """
     if missing not in MISSING:
         raise ConfigError(f"--missing should be one of {', '.join(MISSING)}; found {missing!r}")
-    _check_declarations(cache, dataset)
+    unchecked = _check_declarations(cache, dataset)
     rows = np.asarray(dataset.rows(split), dtype=np.int64)
     if split not in cache.splits():
         held = ", ".join(cache.splits())
         raise CacheMismatchError(f"{cache.address} holds no {split} labels (it holds {held}). Dump that split too")
     entry_of = np.full(len(dataset), NONE, dtype=np.int64)
-    if cache.identity["data"]["digest"] == dataset.digest() and cache.examples(split) == len(rows):
+    same = cache.manifest.knows_content and cache.identity["data"]["digest"] == dataset.digest()
+    if same and cache.examples(split) == len(rows):
         entry_of[rows] = np.arange(len(rows))
-        return Matching(split, rows, entry_of)
+        return Matching(split, rows, entry_of, (), unchecked)
     _join(cache, dataset, split, rows, entry_of)
     absent = rows[entry_of[rows] < 0]
     names = tuple(str(dataset.ids[int(row)]) for row in absent)
@@ -76,12 +80,21 @@ def match(cache: Cache, dataset: Dataset, split: str = "train", missing: str = "
     if names and missing == "error":
         raise CacheMismatchError(_missing_message(cache, dataset, split, names, len(rows)))
     kept = rows[entry_of[rows] >= 0] if missing == "skip" else rows
-    return Matching(split, kept, entry_of, names)
+    return Matching(split, kept, entry_of, names, unchecked)
 
 
-def _check_declarations(cache: Cache, dataset: Dataset) -> None:
+def _check_declarations(cache: Cache, dataset: Dataset) -> tuple[str, ...]:
+    """Refuse other classes or preprocessing; what the cache does not know of these and of others, in words."""
+    views = cache.identity["views"]
+    unknown = {
+        "the names and order of the classes": not cache.class_names and cache.classes == len(dataset.classes),
+        "how inputs were prepared": cache.identity["preprocessing"] is None,
+        "the content of the examples (joined by id alone)": not cache.manifest.knows_content,
+        "which views of the images the labels are of (the student sees plain ones)": views["transform"] is None
+        or views["seed"] is None,
+    }
     theirs, ours = tuple(cache.class_names), tuple(dataset.classes)
-    if theirs != ours:
+    if theirs != ours and (theirs or cache.classes != len(ours)):
         if len(theirs) != len(ours):
             how = f"{len(theirs)} classes there, {len(ours)} here"
         elif set(theirs) == set(ours):
@@ -95,11 +108,12 @@ def _check_declarations(cache: Cache, dataset: Dataset) -> None:
             "made from, or dump again"
         )
     declared = cache.identity["preprocessing"]
-    if declared != dataset.preprocessing:
+    if declared is not None and declared != dataset.preprocessing:
         raise CacheMismatchError(
             f"{cache.address} holds labels of inputs prepared as {declared!r}; {dataset.name} prepares them as "
             f"{dataset.preprocessing!r}. Prepare them alike, or dump again"
         )
+    return tuple(what for what, is_unknown in unknown.items() if is_unknown)
 
 
 def _join(cache: Cache, dataset: Dataset, split: str, rows: Rows, entry_of: npt.NDArray[np.int64]) -> None:
@@ -111,7 +125,7 @@ def _join(cache: Cache, dataset: Dataset, split: str, rows: Rows, entry_of: npt.
         entry = entries.get(str(dataset.ids[row]), NONE)
         if entry == NONE:
             continue
-        if digests[entry] != dataset.known_digest(row):
+        if digests and digests[entry] != dataset.known_digest(row):
             changed.append(str(dataset.ids[row]))
         entry_of[row] = entry
     if changed:

@@ -6,20 +6,33 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from pipeline.errors import CacheCorruptError, CacheMismatchError
 from pipeline.store import Cache
 from pipeline.transforms import BUILT_IN
 from pipeline.views import PLAIN, ViewRecord, Views, parse_transform
 
+UNKNOWN = "unknown"
+"""The description of views that the cache does not know how to make."""
+
 
 def replay_views(cache: Cache, transform: str | None = None) -> Views:
     """The cache's views: built-in ones from what the cache says, one's own from ``transform``, as it was dumped.
 
     A name found in a cache is never imported: a cache of ``module:factory`` views needs ``transform`` from you.
+    Views that the cache does not know how to make (an imported one) are all the plain image: ``match`` says so.
     Raises CacheMismatchError when it is missing, or describes other views than those of the cache.
     """
     declared = cache.identity["views"]
+    if declared["transform"] is None or declared["seed"] is None:
+        if transform is not None:
+            raise CacheMismatchError(
+                f"{cache.address} does not say how its views were made, so --transform {transform} cannot make them "
+                "again. Leave it out: the student sees the plain images"
+            )
+        count = int(declared["count"])
+        return Views(_as_it_is if count > 1 else None, UNKNOWN, count)
     description, count, seed = str(declared["transform"]), int(declared["count"]), int(declared["seed"])
     if count == 1:
         return Views(seed=seed)
@@ -37,7 +50,12 @@ def replay_views(cache: Cache, transform: str | None = None) -> Views:
             f"{cache.address} holds labels of views made by {description!r}; --transform makes {found!r}. The labels "
             "would belong to other images. Leave --transform out, or dump again"
         )
-    return Views(function, description, count, seed)
+    merged = tuple((int(run["seed"]), int(run["count"])) for run in declared.get("merged", ()))
+    return Views(function, description, count, seed, merged)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def replay_table(records: Sequence[ViewRecord]) -> pa.Table:

@@ -124,6 +124,11 @@ class Window:
                 self.buffers.give(self.arrays)
             self.arrays = {}
 
+    def paths(self) -> list[str]:
+        """The files that ``load`` reads, in order."""
+        numbers = (self.table.records[place].number for place in self.parts.tolist())
+        return list(dict.fromkeys(p for number in numbers for p in self.table.cache.label_paths(number).values()))
+
     def slots(self, entries: Rows) -> Rows:
         """Where each entry (B,) lies in ``arrays``; entries of -1 (no labels) get slot 0, a placeholder."""
         known = np.maximum(entries, 0)
@@ -167,16 +172,21 @@ def take(arrays: Arrays, slots: Rows, threads: bool) -> Arrays:
 class Loader:
     """A thread that reads parts of windows when it is asked to, in the order of asking.
 
-    It ends when ``close`` is called and when this object is abandoned. A part that it fails to read is tried again, and
-    fails again, by whoever gathers from the window.
+    Files that are far away are fetched ahead of it. It ends when ``close`` is called and when this object is abandoned.
+    A part that it fails to read is tried again, and fails again, by whoever gathers from the window.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, cache: Cache, name: str) -> None:
+        self._ahead = cache.files.ahead()
         self._asked: SimpleQueue[tuple[Window, int] | None] = SimpleQueue()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=_load, args=(self._asked, self._closed), name=name, daemon=True)
         self._finaliser = weakref.finalize(self, _stop, self._asked, self._closed)
         self._thread.start()
+
+    def announce(self, window: Window) -> None:
+        """``window`` will be asked for, after those announced before."""
+        self._ahead.ask(window.paths())
 
     def ask(self, window: Window, parts: int) -> None:
         """Have the first ``parts`` parts of ``window`` read, one by one."""
@@ -186,6 +196,7 @@ class Loader:
 
     def close(self) -> None:
         """End the thread and wait for it: as long as one part takes."""
+        self._ahead.close()
         self._finaliser()
         self._thread.join()
 
@@ -225,8 +236,9 @@ class Batches:
         coming = _stretches(PartTable(cache, matching.split, view), matching, ahead, buffers)
         begin = (order.rank + start * order.world) * order.batch_size
         self._held = deque(itertools.islice((stretch for stretch in coming if stretch.stop > begin), 1))
-        self._loader = Loader("softlabels-labels")
+        self._loader = Loader(cache, "softlabels-labels")
         for stretch in self._held:
+            self._loader.announce(stretch.window)
             self._loader.ask(stretch.window, len(stretch.window.parts))
         batches = enumerate(order.epoch(epoch, start, visited), start)
         self._found = _gathered(order, batches, coming, self._held, self._loader, threads)
@@ -261,10 +273,12 @@ def _gathered(
         while not held or held[-1].stop < last:
             following = next(coming)
             if following.stop > first:
+                loader.announce(following.window)
                 held.append(following)
         pieces = [s.gather(max(first, s.start), min(last, s.stop), threads) for s in held if s.start < last]
         current = held[-1] if held[-1].start < last else held[-2]
         if current is held[-1] and (ahead := next(coming, None)) is not None:
+            loader.announce(ahead.window)
             held.append(ahead)
         if held[-1] is not current:
             share = (last - current.start) / (current.stop - current.start)

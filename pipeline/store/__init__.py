@@ -1,4 +1,4 @@
-"""The cache on disk, format version 1 (docs/format.md): written once, verified, read by anybody.
+"""The cache on disk, format versions 1 and 2 (docs/format.md): written once, verified, read by anybody.
 
     layout -> writer -> manifest.json, index/, labels.zarr/ or labels/, features.zarr/ -> reader -> verify
 
@@ -8,7 +8,7 @@ Nothing here imports torch: a cache can be inspected, verified and read on a mac
 from __future__ import annotations
 
 from pipeline.store.index import IndexRows
-from pipeline.store.layout import Group, Layout, Part
+from pipeline.store.layout import Group, Layout, Part, part_size_for
 from pipeline.store.manifest import FORMAT, STORES, FeatureSpec, Manifest
 from pipeline.store.parts import FileRecord, PartRecord
 from pipeline.store.reader import Cache, open_cache
@@ -33,6 +33,7 @@ __all__ = [
     "TransferReport",
     "VerifyReport",
     "open_cache",
+    "part_size_for",
     "pull",
     "push",
     "replay_file",

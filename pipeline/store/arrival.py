@@ -77,6 +77,23 @@ def fetch_file(remote: PatientFiles, path: str, record: FileRecord, target: Path
         raise CacheIncompleteError(f"{remote.where(path)} is missing. Push the cache there again") from error
 
 
+def fetch_bytes(remote: PatientFiles, path: str, record: FileRecord) -> bytes:
+    """The bytes of one file, found to be those that were committed, without a place for them."""
+
+    def once() -> bytes:
+        data = b"".join(remote.blocks(path, record.size))
+        if len(data) != record.size:
+            raise Torn(f"{len(data):,} bytes arrived of {record.size:,}")
+        if FileRecord.of(data) != record:
+            raise Torn(f"its sha256 is not {record.sha256[:12]}...")
+        return data
+
+    try:
+        return remote.attempt(path, once)
+    except FileNotFoundError as error:
+        raise CacheIncompleteError(f"{remote.where(path)} is missing. Push the cache there again") from error
+
+
 def sha256_of(path: Path) -> str:
     """The digest of a local file, read in blocks."""
     total = hashlib.sha256()

@@ -10,11 +10,17 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from pipeline.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, MissingDependencyError
+from pipeline.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheIncompleteError,
+    CacheNotFoundError,
+    MissingDependencyError,
+)
 
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -33,6 +39,64 @@ def safe_path(path: str) -> str:
     return path
 
 
+class RangeFile(io.RawIOBase):
+    """A file of ``size`` bytes elsewhere, read by ``fetch(start, end)``: a read is a request for its bytes, no more.
+
+    No reading ahead: that of fsspec's files takes 5 to 50 MB where a row needs a chunk. For one thread at a time.
+    """
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch, self.size, self._place = fetch, size, 0
+        self._held, self._held_from = b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def hold(self, start: int, end: int) -> None:
+        """Get these bytes in one request; reads within them take them from memory."""
+        self._held, self._held_from = self._fetch(start, end), start
+
+    def readinto(self, into: Any) -> int:
+        view = memoryview(into).cast("B")
+        data = self._some(min(view.nbytes, max(0, self.size - self._place)))
+        view[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def readall(self) -> bytes:
+        data = self._some(max(0, self.size - self._place))
+        self._place += len(data)
+        return data
+
+    def _some(self, count: int) -> bytes:
+        first = self._place - self._held_from
+        if first >= 0 and first + count <= len(self._held):
+            return self._held[first : first + count]
+        # What a store sends beyond what it was asked for must not run over.
+        return self._fetch(self._place, self._place + count)[:count] if count else b""
+
+
+class Ahead:
+    """Tells the files which of them will be read whole soon. Nothing comes of it where they are near."""
+
+    def ask(self, paths: Iterable[str]) -> None:
+        """``paths`` will be read, in this order, after those asked for before."""
+
+    def close(self) -> None:
+        """Nothing that was asked for is wanted any more. May be called twice."""
+
+
 class Files(ABC):
     """The files of one cache."""
 
@@ -44,7 +108,7 @@ class Files(ABC):
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
-        """A file for ranged reads, unbuffered where it is local."""
+        """A file for ranged reads, unbuffered: a read is a system call, or a request."""
 
     @abstractmethod
     def whole(self, path: str) -> BinaryIO:
@@ -53,6 +117,10 @@ class Files(ABC):
     @abstractmethod
     def listing(self) -> list[str]:
         """Paths of all files of the cache."""
+
+    def ahead(self) -> Ahead:
+        """For whoever reads many files, one after the other."""
+        return Ahead()
 
     def read(self, path: str, size: int | None = None, limit: int | None = None) -> bytes:
         """All bytes of a file of ``size`` bytes (when known) and at most ``limit``.
@@ -163,19 +231,37 @@ class RemoteFiles(Files):
         self.filesystem: Any = filesystem
         self.root = str(root).rstrip("/")
         self.address = address.rstrip("/")
+        self._sizes: dict[str, int | None] = {}
 
     def _full(self, path: str) -> str:
         return f"{self.root}/{safe_path(path)}"
 
     def size(self, path: str) -> int | None:
         try:
-            found = self.filesystem.info(self._full(path))
+            return self._look(path)
         except FileNotFoundError:
             return None
-        return int(found["size"]) if found.get("type") == "file" else None
+
+    def _look(self, path: str) -> int | None:
+        """The size of a regular file, None for anything else. Raises FileNotFoundError where nothing is."""
+        found = self.filesystem.info(self._full(path))
+        if found.get("type") == "file" and found.get("size") is None:
+            raise CacheError(f"{self.where(path)}: its server does not say how long it is. Name another URL")
+        self._sizes[path] = size = int(found["size"]) if found.get("type") == "file" else None
+        return size
 
     def open(self, path: str) -> BinaryIO:
-        return cast(BinaryIO, self.filesystem.open(self._full(path), "rb"))
+        size = self._sizes.get(path)
+        size = self.size(path) if size is None else size
+        if size is None:
+            raise FileNotFoundError(self.where(path))
+        return cast(BinaryIO, RangeFile(lambda start, end: self.ranged(path, start, end), size))
+
+    def ranged(self, path: str, start: int, end: int) -> bytes:
+        """The bytes of a file from ``start`` to before ``end``: one request."""
+        data: bytes = self.filesystem.cat_file(self._full(path), start=start, end=end)
+        # A plain web server may not know ranges, and sends the whole file.
+        return data if len(data) <= end - start else data[start:end]
 
     def whole(self, path: str) -> BinaryIO:
         return io.BytesIO(self.filesystem.cat_file(self._full(path)))

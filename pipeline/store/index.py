@@ -42,7 +42,8 @@ class IndexRows:
 
     - ``example_ids``: E names; ``seeds`` (E,): of the view; ``labels`` (E,): the hard label, -1 where there is none;
     - ``input_digests``: E hex sha256 of the stored bytes of the example, before decoding; None for random views,
-      whose examples are those of view 0 (a digest does not compress: 32 bytes for every entry would add up);
+      whose examples are those of view 0 (a digest does not compress: 32 bytes for every entry would add up), and
+      where nobody knows (an imported cache);
     - ``start``, ``length`` (E,): the positions of each entry in the arrays. The writer fills them in.
     """
 
@@ -60,7 +61,7 @@ class IndexRows:
         counts = {len(column) for column in columns if column is not None}
         if len(counts) != 1:
             raise ValueError(f"the columns of an index should be equally long; found lengths {sorted(counts)}")
-        if (self.input_digests is None) != (self.view > 0):
+        if self.input_digests is not None and self.view > 0:
             raise ValueError(f"input digests belong to view 0, and to it alone; this is view {self.view}")
         if self.split not in SPLITS:
             raise ValueError(f"a split is one of {', '.join(SPLITS)}; found {self.split!r}")
@@ -99,8 +100,10 @@ def encode(part: Part, rows: IndexRows, length: int = 1) -> bytes:
     return write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=65_536, zstd=zstd)
 
 
-def decode(files: Files, part: Part, size: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The index of ``part`` as a table, or some of its columns.
+def decode(
+    files: Files, part: Part, size: int, columns: Sequence[str] | None = None, *, digests: bool = True
+) -> pa.Table:
+    """The index of ``part`` as a table, or some of its columns; ``digests``: whether view 0 has digests of its inputs.
 
     Raises CacheIncompleteError when the file is gone, CacheCorruptError when it is not what was committed or does
     not describe this part.
@@ -118,7 +121,7 @@ def decode(files: Files, part: Part, size: int, columns: Sequence[str] | None = 
         table.validate(full=True)  # texts that are no UTF-8
         for name in table.column_names:
             nulls = table[name].null_count
-            if name == "input_digest" and nulls != (part.entries if part.view > 0 else 0):
+            if name == "input_digest" and nulls != (0 if digests and not part.view else part.entries):
                 raise _foreign(files, part)
             if len(table[name]) != part.entries or (nulls and name != "input_digest"):
                 raise files.corrupt(path, f"it holds missing values of {name}")
@@ -136,9 +139,9 @@ def _foreign(files: Files, part: Part) -> CacheError:
     return files.corrupt(path_of(part.number), f"its rows are not those of {where}")
 
 
-def rows_of(files: Files, part: Part, size: int) -> IndexRows:
+def rows_of(files: Files, part: Part, size: int, *, digests: bool = True) -> IndexRows:
     """The index of ``part``, checked against it. Raises as ``decode`` does."""
-    table = decode(files, part, size)
+    table = decode(files, part, size, digests=digests)
     start, length = (table[name].to_numpy().astype(np.int64) for name in ("start", "length"))
     ends = start + length
     sound = (
@@ -155,7 +158,7 @@ def rows_of(files: Files, part: Part, size: int) -> IndexRows:
         split=part.split,
         seeds=table["seed"].to_numpy(),
         labels=table["label"].to_numpy(),
-        input_digests=None if part.view > 0 else [d.hex() for d in table["input_digest"].to_pylist()],
+        input_digests=None if part.view > 0 or not digests else [d.hex() for d in table["input_digest"].to_pylist()],
         start=start,
         length=length,
     )

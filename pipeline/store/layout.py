@@ -10,11 +10,13 @@ every view, and an epoch reads its own view and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.identity import SPLITS
+
+TARGET_PART_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -119,3 +121,10 @@ class Layout:
         for group in self.groups:
             found[group.split] = (group.entries, group.view + 1)
         return found
+
+
+def part_size_for(row_bytes: int, groups: Sequence[Group]) -> int:
+    """Entries that take at most 32 MiB at ``row_bytes`` an entry, so that a group's parts are about equally long."""
+    most = max(1, TARGET_PART_BYTES // max(1, row_bytes))
+    largest = max((group.entries for group in groups), default=1)
+    return -(-largest // -(-largest // most))

@@ -6,34 +6,33 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline import encodings
 from pipeline.encodings import ArraySpec, Encoding
 from pipeline.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError, EncodingError, some
 from pipeline.identity import SPLITS, digest
+from pipeline.store.fields import MOST_CLASSES, MOST_ENTRIES, MOST_PARTS, Fields, shown
 from pipeline.store.files import safe_name
+from pipeline.store.identity_fields import check_identity, format_of
 from pipeline.store.layout import Layout
 from pipeline.store.parts import LEAST_BYTES, FileRecord, parse_files
 from pipeline.store.parts import PATH as PARTS
 
 PATH = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+"""The newest version that this release reads. A cache is written as the lowest one that can say what it is."""
+
 STORES = ("zarr", "parquet")
 
 MAX_BYTES = 256 * 1024 * 1024
 """No manifest is larger: vocabularies of a few hundred thousand names take some megabytes."""
-
-MOST_CLASSES, MOST_ENTRIES, MOST_PARTS = 2**31 - 1, 2**48, 10_000_000
-"""Beyond these a manifest is taken for damaged, before memory is asked for."""
 
 MOST_DEPTH = 64
 """Deeper JSON is refused: what is read near the limit of recursion cannot be written or printed again."""
 
 _FREE_PARTS = 2048
 """So many parts take no memory worth a check."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,34 @@ class Manifest:
         return str(self.identity["store"])
 
     @property
+    def format(self) -> int:
+        """The lowest format version that can say what this cache is."""
+        return format_of(self.identity)
+
+    @property
+    def lineage(self) -> tuple[Mapping[str, Any], ...]:
+        """How the cache came about when no dump made it: one step after another, the oldest first."""
+        return tuple(self.identity.get("lineage", ()))
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What the cache does not know of itself: the fields of its identity that are null, and names of classes."""
+        identity = self.identity
+        places = {
+            "teacher": identity["teacher"].get("state"),
+            "preprocessing": identity.get("preprocessing"),
+            "data": identity["data"]["digest"],
+            "views": None if None in (identity["views"]["transform"], identity["views"]["seed"]) else "",
+            "class names": self.class_names or None,
+        }
+        return tuple(name for name, value in places.items() if value is None)
+
+    @property
+    def knows_content(self) -> bool:
+        """Whether the index holds a digest of each example's stored bytes."""
+        return self.identity["data"]["digest"] is not None
+
+    @property
     def temperatures(self) -> tuple[float, ...]:
         """The declared temperatures; () when any will do."""
         return tuple(self.encoding.temperatures)
@@ -99,7 +126,7 @@ class Manifest:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, as it stands in the file, with the digest of all the rest."""
         body = {
-            "format": FORMAT,
+            "format": self.format,
             "identity": dict(self.identity),
             "counts": self.counts,
             "encoding": self.encoding.describe(),
@@ -136,9 +163,9 @@ class Manifest:
             raise CacheCorruptError(f"{where} is not JSON: {error}. Fetch the cache again") from error
         if not isinstance(found, dict) or "format" not in found:
             raise CacheCorruptError(f"{where} is no manifest of a cache: it has no format version")
-        if found["format"] != FORMAT or type(found["format"]) is not int:
+        if type(found["format"]) is not int or not 1 <= found["format"] <= FORMAT:
             raise CacheFormatError(
-                f"{where} has format version {_shown(found['format'])}; this release reads version {FORMAT}. "
+                f"{where} has format version {shown(found['format'])}; this release reads versions 1 to {FORMAT}. "
                 "Upgrade softlabels, or dump again with this release"
             )
         stated = found.pop("digest", None)
@@ -148,7 +175,7 @@ class Manifest:
             raise CacheCorruptError(f"{where} holds values that no manifest holds: {error}") from error
         if stated != actual:
             raise CacheCorruptError(
-                f"{where} does not have its own digest: it says {_shown(stated)}, its content has {actual!r}. "
+                f"{where} does not have its own digest: it says {shown(stated)}, its content has {actual!r}. "
                 "Fetch the cache again, or dump again; a manifest is not edited by hand"
             )
         return _parse(found, where, parts_bytes)
@@ -172,51 +199,20 @@ def _check_depth(found: Any) -> None:
     raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
 
 
-def _shown(value: Any) -> str:
-    """A value for a message, however long it is."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-class _Reader:
-    """Takes values out of a manifest, and says what is wrong with those that cannot be."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def fail(self, what: str) -> CacheCorruptError:
-        """The error for a manifest that cannot be right."""
-        return CacheCorruptError(f"{self.where} contradicts itself: {what}. Fetch the cache again, or dump again")
-
-    def get(self, place: Mapping[str, Any], name: str, wanted: type[T]) -> T:
-        """``place[name]``, found to be a ``wanted``."""
-        value = place.get(name)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise self.fail(f"{name} should be of type {wanted.__name__}; found {_shown(value)}")
-        return value
-
-    def count(self, place: Mapping[str, Any], name: str, least: int, most: int) -> int:
-        """A whole number of a sensible size."""
-        value = self.get(place, name, int)
-        if not least <= value <= most:
-            raise self.fail(f"{name} should lie between {least:,} and {most:,}; found {_shown(value)}")
-        return value
-
-
 def _parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manifest:
-    reader = _Reader(where)
+    reader = Fields(where)
     fail, get = reader.fail, reader.get
     wanted = set(Manifest.__dataclass_fields__) - {"layout"} | {"counts", "temperatures", "format"}
     if found.keys() != wanted:
-        odd = some([_shown(name) for name in sorted(found.keys() ^ wanted)], 20)
+        odd = some([shown(name) for name in sorted(found.keys() ^ wanted)], 20)
         raise CacheFormatError(f"{where} lacks, or has and should not, {odd}. Read it with the release that wrote it")
     identity = get(found, "identity", dict)
     store = get(identity, "store", str)
     if store not in STORES:
-        raise CacheFormatError(f"{where} has its labels in {_shown(store)}; this release reads {' and '.join(STORES)}")
+        raise CacheFormatError(f"{where} has its labels in {shown(store)}; this release reads {' and '.join(STORES)}")
     if len(get(identity, "digest", str)) != 64:
-        raise fail(f"the digest of the identity should be a sha256; found {_shown(identity['digest'])}")
-    _check_identity(reader, identity)
+        raise fail(f"the digest of the identity should be a sha256; found {shown(identity['digest'])}")
+    check_identity(reader, identity, found["format"])
     classes = reader.count(found, "classes", 1, MOST_CLASSES)
     description = get(found, "encoding", dict)
     try:
@@ -231,14 +227,14 @@ def _parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manife
         raise fail(f"there should be {classes} class names or none; found {len(names)}")
     bound = found["bound"]
     if type(bound) not in (int, float) or not 0 <= bound <= sys.float_info.max:
-        raise fail(f"bound should be a number of at least 0; found {_shown(bound)}")
+        raise fail(f"bound should be a number of at least 0; found {shown(bound)}")
     files = parse_files(get(found, "files", dict), where)
     fidelity = get(found, "fidelity", dict)
     if not isinstance(fidelity.get("kl", {}), dict):
-        raise fail(f"kl should be an object by temperature; found {_shown(fidelity['kl'])}")
+        raise fail(f"kl should be an object by temperature; found {shown(fidelity['kl'])}")
     replay = found["replay"]
     if replay is not None and (not isinstance(replay, str) or replay not in files):
-        raise fail(f"the replayed views {_shown(replay)} are not among the files")
+        raise fail(f"the replayed views {shown(replay)} are not among the files")
     return Manifest(
         identity=identity,
         layout=_layout(reader, found, files, parts_bytes),
@@ -253,41 +249,26 @@ def _parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manife
     )
 
 
-def _check_identity(reader: _Reader, identity: Mapping[str, Any]) -> None:
-    """What everybody who uses a cache asks of its identity is there."""
-    teacher, data, views = (reader.get(identity, name, dict) for name in ("teacher", "data", "views"))
-    texts = ((identity, "preprocessing"), (teacher, "reference"), (teacher, "state"), (data, "digest"))
-    for place, name in (*texts, (views, "transform")):
-        reader.get(place, name, str)
-    if not isinstance(teacher.get("args", {}), dict):
-        raise reader.fail(f"the teacher's args should be an object; found {_shown(teacher['args'])}")
-    reader.count(data, "examples", 0, MOST_ENTRIES)
-    reader.count(views, "count", 1, MOST_PARTS)
-    reader.get(views, "seed", int)
-
-
-def _features(reader: _Reader, found: dict[str, Any], identity: Mapping[str, Any]) -> dict[str, FeatureSpec]:
+def _features(reader: Fields, found: dict[str, Any], identity: Mapping[str, Any]) -> dict[str, FeatureSpec]:
     features = {name: _feature(reader, name, f) for name, f in reader.get(found, "features", dict).items()}
     made = identity.get("features", features)
     if not isinstance(made, dict) or not features.keys() <= made.keys():
-        raise reader.fail(f"the identity should say what each feature is; found {_shown(made)}")
+        raise reader.fail(f"the identity should say what each feature is; found {shown(made)}")
     return features
 
 
-def _feature(reader: _Reader, name: str, found: Any) -> FeatureSpec:
+def _feature(reader: Fields, name: str, found: Any) -> FeatureSpec:
     if not isinstance(found, dict) or not safe_name(name):
-        raise reader.fail(
-            f"feature {_shown(name)} should have a plain name, a shape and a dtype; found {_shown(found)}"
-        )
+        raise reader.fail(f"feature {shown(name)} should have a plain name, a shape and a dtype; found {shown(found)}")
     shape = reader.get(found, "shape", list)
     if len(shape) > 16 or not all(type(n) is int and 1 <= n <= MOST_CLASSES for n in shape):
-        raise reader.fail(f"feature {name} has the shape {_shown(shape)}")
+        raise reader.fail(f"feature {name} has the shape {shown(shape)}")
     if found.get("dtype") != "float16":
-        raise CacheFormatError(f"{reader.where}: feature {name} should be float16; found {_shown(found.get('dtype'))}")
+        raise CacheFormatError(f"{reader.where}: feature {name} should be float16; found {shown(found.get('dtype'))}")
     return FeatureSpec(tuple(shape))
 
 
-def _layout(reader: _Reader, found: dict[str, Any], files: Mapping[str, FileRecord], parts_bytes: int | None) -> Layout:
+def _layout(reader: Fields, found: dict[str, Any], files: Mapping[str, FileRecord], parts_bytes: int | None) -> Layout:
     """The layout that the counts describe, made only once it is known to be of a sensible size."""
     counts = reader.get(found, "counts", dict)
     entries = reader.count(counts, "entries", 0, MOST_ENTRIES)
@@ -297,7 +278,7 @@ def _layout(reader: _Reader, found: dict[str, Any], files: Mapping[str, FileReco
     splits: dict[str, tuple[int, int]] = {}
     for split, numbers in reader.get(counts, "splits", dict).items():
         if split not in SPLITS or not isinstance(numbers, dict):
-            raise reader.fail(f"splits are {', '.join(SPLITS)}; found {_shown(split)}")
+            raise reader.fail(f"splits are {', '.join(SPLITS)}; found {shown(split)}")
         examples = reader.count(numbers, "examples", 1, MOST_ENTRIES)
         splits[split] = (examples, reader.count(numbers, "views", 1, MOST_PARTS))
     length = positions // entries if entries else 1

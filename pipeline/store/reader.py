@@ -30,6 +30,7 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.pages import parquet
 from pipeline.store.parquet_backend import ParquetBackend
 from pipeline.store.parts import FileRecord, PartRecord
+from pipeline.store.references import ReferencedFiles, is_reference
 from pipeline.store.remote import PatientFiles
 from pipeline.store.zarr_backend import ZarrBackend
 from pipeline.workspace import MARK
@@ -52,6 +53,8 @@ def open_cache(
 ) -> Cache:
     """The cache at a path or an fsspec URL (``s3://``, ``memory://``, ...), with the options of its filesystem.
 
+    A reference file, whose name ends in ``.refs.json``, stands for the cache that it refers to.
+
     With ``cache_dir``, parts of a cache at a URL are copied there as they are read, up to ``cache_bytes`` of the least
     recently used; requests that fail in passing are tried again.
 
@@ -60,17 +63,23 @@ def open_cache(
     not what was committed.
     """
     text = str(address)
+    if is_reference(text):
+        referred = ReferencedFiles(text, storage_options)
+        return Cache(referred) if cache_dir is None or referred.local else _copied(referred, cache_dir, cache_bytes)
     if "://" in text or "::" in text:
         local = text.removeprefix("file://") if text.startswith("file://") else None
         if local is None and cache_dir is not None:
-            remote = PatientFiles(text, storage_options)
-            cache = Cache(remote)
-            cache.files = CopiedFiles(remote, cache.file_records(), Path(cache_dir), cache_bytes)
-            return cache
+            return _copied(PatientFiles(text, storage_options), cache_dir, cache_bytes)
         files: Files = LocalFiles(Path(local)) if local else RemoteFiles(text, storage_options)
     else:
         files = LocalFiles(Path(text))
     return Cache(files)
+
+
+def _copied(remote: PatientFiles, cache_dir: str | Path, cache_bytes: int) -> Cache:
+    cache = Cache(remote)
+    cache.files = CopiedFiles(remote, cache.file_records(), Path(cache_dir), cache_bytes)
+    return cache
 
 
 class Cache:
@@ -254,14 +263,17 @@ class Cache:
     def index(self, part: Part | int) -> IndexRows:
         """The index of a part. Raises as ``read_part`` does."""
         record = self._record(part)
-        return index_files.rows_of(self.files, record, record.files[index_files.path_of(record.number)].size)
+        size = record.files[index_files.path_of(record.number)].size
+        return index_files.rows_of(self.files, record, size, digests=self.manifest.knows_content)
 
     def ids(self, split: str) -> list[str]:
         """The example ids of a split, in order. Grows with the split, as do the two below."""
         return [i for table in self._column(split, "example_id") for i in table.to_pylist()]
 
     def input_digests(self, split: str) -> list[str]:
-        """The sha256 of each example's stored bytes, in order."""
+        """The sha256 of each example's stored bytes, in order; [] when the cache does not know them."""
+        if not self.manifest.knows_content:
+            return []
         return [d.hex() for table in self._column(split, "input_digest") for d in table.to_pylist()]
 
     def labels(self, split: str) -> Rows:
@@ -272,7 +284,8 @@ class Cache:
         columns = []
         for record in self._groups.get((split, 0), ()):
             size = record.files[index_files.path_of(record.number)].size
-            columns.append(index_files.decode(self.files, record, size, [name])[name])
+            table = index_files.decode(self.files, record, size, [name], digests=self.manifest.knows_content)
+            columns.append(table[name])
         return columns
 
     @property
@@ -310,6 +323,10 @@ class Cache:
             return table
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self.files.unreadable(self.manifest.replay, error) from error
+
+    def replay_bytes(self) -> bytes | None:
+        """The file of the replayed views as it is, or None."""
+        return None if self.manifest.replay is None else self._small(self.manifest.replay)
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by array (``labels.zarr/logits``), with ``index`` and ``metadata``."""
@@ -364,6 +381,9 @@ def _absent(files: Files) -> CacheNotFoundError | CacheIncompleteError:
     unfinished = CacheIncompleteError(
         f"{where} has no {manifest_file.PATH}: its dump has not finished. Run the same dump again: it resumes"
     )
+    if isinstance(files, ReferencedFiles):
+        what = f"{files.where(manifest_file.PATH)} is not there"
+        return CacheNotFoundError(f"{what}. Has its owner pushed the cache, and may you read it?")
     if not isinstance(files, LocalFiles):
         return CacheNotFoundError(f"{where} is not a cache: it has no {manifest_file.PATH}")
     root = files.root

@@ -48,6 +48,9 @@ _CLIENTS = frozenset(
 )
 """Packages whose errors are about the connection or the service, whatever they derive from."""
 
+_PARSER = "aiohttp.http_exceptions"
+"""What is wrong with an answer, a body cut short, say. Its ``code`` of 400 is no status that anybody answered."""
+
 _PASSING = ("Timeout", "Connection", "Connect", "Disconnected", "Incomplete", "Payload", "Streaming", "HTTPClient")
 _REFUSED = (
     SoftlabelsError,
@@ -92,6 +95,8 @@ def transient(error: BaseException) -> bool:
     The status of an answer decides where one is known, on the error itself or on what it was raised from.
     """
     for each in _causes(error):
+        if type(each).__module__ == _PARSER:
+            continue
         response = getattr(each, "response", None)
         if isinstance(response, Mapping):  # botocore's ClientError
             if response.get("Error", {}).get("Code") in _TORN_CODES:
@@ -143,7 +148,6 @@ class PatientFiles(RemoteFiles):
         self._local = bool(getattr(self.filesystem, "local_file", False))
         self._patience = patience or Patience()
         self._progress = progress or Silent()
-        self._sizes: dict[str, int | None] = {}
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self.seen: dict[str, bytes] = {}
@@ -158,22 +162,26 @@ class PatientFiles(RemoteFiles):
         for attempt in itertools.count(1):
             try:
                 return action()
-            except FileNotFoundError:
-                raise
             except NotImplementedError as error:
                 what = f"{self.address} cannot be written: {type(self.filesystem).__name__} only reads"
                 raise ConfigError(f"{what}. Name another URL") from error
             except Exception as error:
+                # Where fsspec asks a web server, it stands for any trouble, which is then its cause.
+                if isinstance(error, FileNotFoundError) and not transient(error):
+                    raise
                 most = self._patience.attempts
                 if isinstance(error, Torn):
                     most = min(_TORN_ATTEMPTS, most)  # bytes that are wrong twice are likely to be stored like that
                 if attempt >= most or self._stopped.is_set() or not transient(error):
                     raise self._given_up(path, error, attempt) from error
-                with self._lock:
-                    self.retries += 1
-                self._progress.log(f"{path}: {type(error).__name__}: {first_line(error)}; trying again")
+                self._again(path, error)
             self._stopped.wait(self._patience.wait(attempt))
         raise AssertionError  # the loop above has no end
+
+    def _again(self, path: str, error: Exception) -> None:
+        with self._lock:
+            self.retries += 1
+        self._progress.log(f"{path}: {type(error).__name__}: {first_line(error)}; trying again")
 
     def _given_up(self, path: str, error: Exception, attempts: int) -> Exception:
         where = self.where(path) if path else self.address
@@ -185,6 +193,7 @@ class PatientFiles(RemoteFiles):
             what = f"{where} was refused: {first_line(error)}. Check the credentials, and --option"
             return CacheError(f"{what} (key=..., secret=..., profile=..., anon=true for S3)")
         if isinstance(error, OSError) or _of_client(error):
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
             tries = f"{attempts} tries" if attempts > 1 else "one try, and another would not help"
             return CacheError(
                 f"{where} was not reached in {tries}: {type(error).__name__}: {first_line(error)}. What has gone "
@@ -193,8 +202,10 @@ class PatientFiles(RemoteFiles):
         return error  # a bug keeps its traceback
 
     def size(self, path: str) -> int | None:
-        self._sizes[path] = found = self.attempt(path, lambda: RemoteFiles.size(self, path))
-        return found
+        try:
+            return self.attempt(path, lambda: self._look(path))
+        except FileNotFoundError:
+            return None
 
     def whole(self, path: str) -> BinaryIO:
         def once() -> bytes:
@@ -205,6 +216,15 @@ class PatientFiles(RemoteFiles):
 
         self.seen[path] = data = self.attempt(path, once)
         return io.BytesIO(data)
+
+    def ranged(self, path: str, start: int, end: int) -> bytes:
+        def once() -> bytes:
+            data = RemoteFiles.ranged(self, path, start, end)
+            if len(data) != end - start:
+                raise Torn(f"{len(data):,} bytes arrived of {end - start:,}")
+            return data
+
+        return self.attempt(path, once)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file under the URL by path; nothing where nothing is."""

@@ -18,13 +18,16 @@ import pyarrow as pa
 from fastcrc.crc32 import iscsi as crc32c
 
 from pipeline.errors import SoftlabelsError
-from pipeline.store.files import Files
+from pipeline.store.files import Files, RangeFile
 from pipeline.store.shards import MISSING, ShardPlan, check_out
 
 _CRC = 4
 
 TOGETHER = 2
 """Chunks to a system call: 512 KB, which are still in the processor's cache when their checksums are taken."""
+
+REQUEST = 16 * 1024 * 1024
+"""Chunks that lie one after the other are asked for together, up to so many bytes."""
 
 Bytes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.uint64]
@@ -90,7 +93,10 @@ class Shard:
         try:
             with self.files.open(self.path) as file:
                 index = self._index(file)
+                ends = _requests(index[numbers])
                 for place, number in enumerate(numbers.tolist()):
+                    if place in ends and isinstance(file, RangeFile):
+                        file.hold(int(index[number, 0]), ends[place])
                     self._chunk(file, index, number, flat[place * step : (place + 1) * step])
                 if isinstance(file, io.FileIO):
                     self._check_seal(self._checks(file, index))
@@ -203,3 +209,18 @@ class Shard:
 
     def _named(self, error: Exception) -> Exception:
         return error if isinstance(error, SoftlabelsError) else self.files.unreadable(self.path, error)
+
+
+def _requests(index: Index) -> dict[int, int]:
+    """Which of the chunks (offset, bytes) begin a request, by their place, and where in the file that request ends.
+
+    A request goes on while chunks touch: no byte travels that is not of a chunk.
+    """
+    found: dict[int, int] = {}
+    first = begin = end = 0
+    for place, (offset, length) in enumerate(index.tolist()):
+        if place == 0 or offset != end or offset + length - begin > REQUEST:
+            first, begin = place, offset
+        end = offset + length
+        found[first] = end
+    return found

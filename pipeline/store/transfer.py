@@ -28,6 +28,7 @@ from pipeline.store.arrival import check_room, fetch_file, link, sha256_of, soun
 from pipeline.store.files import LocalFiles
 from pipeline.store.parts import FileRecord, PartRecord
 from pipeline.store.reader import Cache
+from pipeline.store.references import ReferencedFiles, is_reference
 from pipeline.store.remote import WHOLE, Patience, PatientFiles, in_parallel
 from pipeline.workspace import Workspace, refuse_strangers, sync_directory, write_atomic
 
@@ -201,11 +202,11 @@ def pull(
     if "://" in str(folder):
         raise ConfigError(f"pull fetches into a local directory; found {folder}. To send a cache there, push it")
     progress = progress or Silent()
-    remote = PatientFiles(url, options, patience, progress)
+    remote = (ReferencedFiles if is_reference(url) else PatientFiles)(url, options, patience, progress)
     cache = Cache(remote)
     manifest = remote.seen[manifest_file.PATH]
     files, wanted = cache.file_records(), _wanted(cache, parts, features)
-    with Workspace(Path(folder), digest({"pull": digest_bytes(manifest)})) as space:
+    with Workspace(Path(folder), scratch_of(manifest)) as space:
         try:
             refuse_strangers(space.out, _OWN)
         except ConfigError as error:
@@ -239,6 +240,11 @@ def pull(
         "pull", url, str(folder), cache.digest, len(todo) + new, size, len(kept) + 1 - new, whole, len(cache.parts),
         here >= files.keys(), remote.retries,
     )  # fmt: skip
+
+
+def scratch_of(manifest: bytes) -> str:
+    """What a pull of the cache with this manifest.json names its scratch after: files found there are used."""
+    return digest({"pull": digest_bytes(manifest)})
 
 
 def _wanted(cache: Cache, parts: Sequence[str], features: Sequence[str] | None) -> dict[str, FileRecord]:

@@ -20,10 +20,11 @@ from pipeline.errors import CacheError, CacheIncompleteError, DiskFullError
 from pipeline.store import index as index_files
 from pipeline.store import manifest as manifest_file
 from pipeline.store import parts as parts_file
+from pipeline.store.arrival import link, sha256_of
 from pipeline.store.backend import Backend
 from pipeline.store.card import PATH as CARD
-from pipeline.store.card import card
-from pipeline.store.files import MemoryFiles, safe_name
+from pipeline.store.card import card, sizes_of
+from pipeline.store.files import Files, LocalFiles, MemoryFiles, safe_name
 from pipeline.store.index import IndexRows
 from pipeline.store.layout import Layout, Part
 from pipeline.store.manifest import STORES, FeatureSpec, Manifest
@@ -223,6 +224,25 @@ class CacheWriter:
             self._records[part.number] = record
         return record
 
+    def adopt(self, record: PartRecord, source: Path) -> None:
+        """Take over a part that another writer of the same identity made in the folder ``source``.
+
+        Its files are linked, or copied, once they are known to be what was journalled. Raises CacheIncompleteError or
+        CacheCorruptError when they are not, DiskFullError when there is no room.
+        """
+        files = LocalFiles(source)
+        if record.part != self.layout.parts[record.number] or set(record.files) != self._paths(record.number):
+            raise files.corrupt(parts_file.PATH, f"part {record.number} is not one of this cache")
+        for path, file in record.files.items():
+            files.check_size(path, file.size)
+            if sha256_of(source / path) != file.sha256:
+                raise files.corrupt(path, f"its sha256 is not {file.sha256[:12]}...")
+            link(source / path, self.folder / path)
+            sync_directory((self.folder / path).parent)
+        self._write(f"{JOURNAL}/{self._journal(record.number).name}", parts_file.journal_entry(record, self.identity))
+        with self._lock:
+            self._records[record.number] = record
+
     def _rest(self, part: Part, size: int) -> str:
         """What the parts that are not written take, by the mean of those that are and of ``part``, ``size`` bytes."""
         records = [record for record in self.records if record.number != part.number]
@@ -285,7 +305,7 @@ class CacheWriter:
             fidelity=dict(manifest.get("fidelity") or {}),
             replay=None if replay is None else REPLAY,
         )
-        static[CARD] = card(draft).encode()
+        static[CARD] = card(draft, sizes_of(records, {path: len(content) for path, content in static.items()})).encode()
         files = {path: FileRecord.of(content) for path, content in static.items()}
         data = Manifest(**{**vars(draft), "files": files}).to_json()
         final = Manifest.from_json(data, manifest_file.PATH)
@@ -300,6 +320,22 @@ class CacheWriter:
             ) from error
         shutil.rmtree(self.folder / JOURNAL, ignore_errors=True)
         return final
+
+    def finalise_as(self, committed: Files) -> None:
+        """Finish with the manifest of a committed cache of this identity, all of whose parts have been adopted.
+
+        Raises CacheCorruptError or CacheIncompleteError when one of its small files is not what it was.
+        """
+        data = committed.read(manifest_file.PATH)
+        manifest = Manifest.from_json(data, committed.where(manifest_file.PATH))
+        self._sweep({path for record in self.records for path in record.files} | set(manifest.files))
+        for path, record in manifest.files.items():
+            content = committed.read(path, record.size)
+            if FileRecord.of(content) != record:
+                raise committed.corrupt(path, "its sha256 is not the one in the manifest")
+            self._write(path, content)
+        self._write(manifest_file.PATH, data)
+        shutil.rmtree(self.folder / JOURNAL, ignore_errors=True)
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
         odd = [name for name in manifest if name not in _KNOWN] + [name for name in _WANTED if name not in manifest]

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.configuration import REQUIRED, option, parse_arguments
+from pipeline.errors import ConfigError
 from pipeline.models import untrained
 from pipeline.sources.cached import LABELS, RESIDENT
 from pipeline.sources.matching import MISSING
+from pipeline.sources.mixture import SPACES
 from pipeline.store.copies import DEFAULT_BYTES
+from pipeline.training.labels import parse_labels
 from pipeline.training.objective import LOSSES, Objective
 from pipeline.training.ranks import PARALLEL
 from pipeline.training.recipe import Recipe
@@ -34,6 +37,14 @@ class TrainConfig(Recipe):
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     cache: str | None = option(None, "cache of soft labels, a path or URL; without it (and --teacher) hard labels only")
+    labels: tuple[str, ...] = option(
+        (), "instead of --cache: several, averaged, each with its weight (1 unless given)", metavar="CACHE=WEIGHT"
+    )
+    mix: str = option(
+        "probs",
+        "how several --labels are averaged: their probabilities at --temperature, or their centred logits",
+        choices=SPACES,
+    )
     cache_dir: Path | None = option(
         None, "for a --cache at a URL: folder that keeps copies of its parts  [default: softlabels/parts in ~/.cache]"
     )
@@ -50,7 +61,7 @@ class TrainConfig(Recipe):
     temperature: float = option(4.0, "of the soft labels, for --loss kl")
     loss: str = option("kl", "of the soft labels: T^2 * KL, or regression of the centred logits", choices=LOSSES)
     train_views: str = option("plain", "views to train on, one per epoch in turn: plain, random, all, or the first N")
-    labels: str = option("own", "soft labels of a view: its own, or those of the plain view", choices=LABELS)
+    label_view: str = option("own", "soft labels of a view: its own, or those of the plain view", choices=LABELS)
     transform: str | None = option(None, "random view, where no cache says it, or where the cache's is module:factory")
     views: int = option(0, "without a cache: random views of each training example, besides the plain one")
     views_seed: int = option(0, "without a cache: seed of the views")
@@ -76,10 +87,29 @@ class TrainConfig(Recipe):
         choices=RESIDENT,
     )
 
+    def __post_init__(self) -> None:
+        if self.cache is None and len(self.labels) == 1 and not list(self._mixture_problems()):
+            # A mixture of one is that one: the same run, with the same record.
+            object.__setattr__(self, "cache", self.caches[0][0])
+            object.__setattr__(self, "labels", ())
+        super().__post_init__()
+
+    @property
+    def caches(self) -> tuple[tuple[str, float], ...]:
+        """(path or URL, weight) of each cache that is learnt from; the weights come to 1."""
+        if self.cache is not None:
+            return ((self.cache, 1.0),)
+        return parse_labels(self.labels)
+
+    @property
+    def cached(self) -> bool:
+        """Whether there is any cache."""
+        return self.cache is not None or bool(self.labels)
+
     @property
     def objective(self) -> Objective:
         """Weights, temperature and loss, defaults filled in."""
-        distilled = self.cache is not None or self.teacher is not None
+        distilled = self.cached or self.teacher is not None
         alpha = (DEFAULT_ALPHA if distilled else 0.0) if self.alpha is None else self.alpha
         beta = 1.0 - alpha if self.beta is None else self.beta
         return Objective(alpha=alpha, beta=beta, temperature=self.temperature, loss=self.loss)
@@ -87,6 +117,7 @@ class TrainConfig(Recipe):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self._label_problems()
+        yield from self._mixture_problems()
         yield from self.below(seeds=1, cache_bytes=0)
         if not 0 < self.labelled_fraction <= 1:
             yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
@@ -97,14 +128,14 @@ class TrainConfig(Recipe):
         for name in ("repeat", "block", "views"):
             if getattr(self, name) < 0:
                 yield f"--{name} should be 0 or more; found {getattr(self, name)}"
-        if self.cache is not None and self.views:
+        if self.cached and self.views:
             yield "--views is for runs without a cache: with one, the views are those it was dumped with"
-        if self.cache is None and bool(self.views) != (self.transform is not None):
+        if not self.cached and bool(self.views) != (self.transform is not None):
             yield "--views and --transform go together: how many random views, and how they are made"
 
     def _label_problems(self) -> Iterator[str]:
         objective = self.objective
-        if self.cache is not None and self.teacher is not None:
+        if self.cached and self.teacher is not None:
             yield "give either --cache or --teacher: the labels come from one of them"
         if self.weights is not None and self.teacher is None:
             yield "--weights are the teacher's: they need --teacher"
@@ -114,7 +145,7 @@ class TrainConfig(Recipe):
             yield f"--alpha should be 0 or more; found {objective.alpha}"
         if self.beta is None and objective.alpha > 1:
             yield f"--alpha should be at most 1, or --beta given; found {objective.alpha}"
-        if objective.alpha > 0 and self.cache is None and self.teacher is None:
+        if objective.alpha > 0 and not self.cached and self.teacher is None:
             yield f"--alpha {objective.alpha:g} weighs soft labels, and there are none: name a --cache or a --teacher"
         if self.beta is not None and self.beta < 0:
             yield f"--beta should be 0 or more; found {self.beta}"
@@ -122,9 +153,9 @@ class TrainConfig(Recipe):
             yield "--alpha and --beta are both 0: there is nothing to learn"
         if not self.temperature > 0:
             yield f"--temperature should be above 0; found {self.temperature}"
-        if self.labels == "plain" and self.cache is None:
-            yield "--labels plain needs a --cache: a live teacher answers for the view it is shown"
-        if self.cache is None:
+        if self.label_view == "plain" and not self.cached:
+            yield "--label-view plain needs a --cache: a live teacher answers for the view it is shown"
+        if not self.cached:
             for name in ("missing", "resident", "cache_dir", "cache_bytes"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     yield f"--{name.replace('_', '-')} is for runs with a --cache"
@@ -132,3 +163,19 @@ class TrainConfig(Recipe):
             yield "--views-seed is for runs with --views"
         if self.missing == "hard" and objective.beta == 0:
             yield "--missing hard needs a hard term: --alpha below 1, or --beta"
+
+    def _mixture_problems(self) -> Iterator[str]:
+        if self.cache is not None and self.labels:
+            yield "give either --cache or --labels: the cache as well with a weight, --labels CACHE=WEIGHT"
+        try:
+            mixed = len(parse_labels(self.labels)) > 1
+        except ConfigError as error:
+            yield from error.problems
+            return
+        if self.mix != "probs" and not mixed:
+            yield f"--mix {self.mix} is for two or more --labels: there is nothing to average"
+        if self.mix == "probs" and mixed and self.loss == "logit-regression":
+            yield (
+                "--loss logit-regression has no temperature, and probabilities are averaged at one: average several "
+                "--labels with --mix logits"
+            )

@@ -110,6 +110,7 @@ class _Fit:
             recipe.batch_size,
             seed=seed,
             window=recipe.window,
+            first_window=recipe.first_window,
             drop_last=recipe.drop_last,
             rank=ranks.rank,
             world=ranks.world,

@@ -14,8 +14,8 @@ OUTCOME_FREE = frozenset(
 )
 """Options that decide how a result is reached, not what it is: left out of its identity."""
 
-ADDRESSES = frozenset({"cache", "weights"})
-"""Options that say where something lies. What lies there counts, by its digest."""
+ADDRESSES = frozenset({"cache", "labels", "mix", "weights"})
+"""Options that say where something lies, or how it is mixed. What lies there counts, in the lineage, by its digest."""
 
 
 def outcome_options(config: Config) -> dict[str, Any]:
@@ -47,6 +47,12 @@ class Recipe(Config):
     precision: str = option("float32", "of the forward pass; weights stay float32", choices=("float32", "bfloat16"))
     compile: bool = option(False, "compile the model with torch.compile")
     window: int = option(8, "blocks of examples that are shuffled together")
+    first_window: int = option(
+        0,
+        "blocks in the very first window of the run; later windows of epoch 0 double up to --window. 1 has the first "
+        "batch of a cache at a URL after one part, and its first batches mix the examples of one part only; 0 is "
+        "--window",
+    )
     drop_last: bool = option(False, "leave out an epoch's last batch when it is short")
     resident_inputs: str = option(
         "auto",
@@ -67,6 +73,7 @@ class Recipe(Config):
             batch_size=1,
             accumulate=1,
             window=1,
+            first_window=0,
             patience=0,
             workers=0,
             threads=0,
@@ -75,6 +82,8 @@ class Recipe(Config):
             checkpoint_every=0,
             seed=0,
         )
+        if self.first_window > max(1, self.window):
+            yield f"--first-window should be at most --window, {self.window}; found {self.first_window}"
         if not self.lr > 0:
             yield f"--lr should be above 0; found {self.lr}"
         if self.warmup is not None and not 0 <= self.warmup <= 1:

@@ -10,6 +10,8 @@ import click
 
 from stages.options import SETTINGS, Command, counted, json_option
 
+UNKNOWN = "unknown"
+
 
 @click.command("inspect", cls=Command, context_settings=SETTINGS)
 @click.argument("cache")
@@ -28,17 +30,17 @@ def describe(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     teacher, views = identity["teacher"], identity["views"]
     arguments = "".join(f", {key}={value}" for key, value in teacher.get("args", {}).items())
     yield "cache", f"{found['address']}  {identity['digest'][:12]}, format {found['format']}, store {identity['store']}"
-    yield (
-        "teacher",
-        f"{teacher['reference']}{arguments}, weights {teacher['state'][:12]}, {teacher.get('precision', '')}",
-    )
-    yield "data", f"{identity['data']['examples']:,} examples, {identity['data']['digest'][:12]}"
-    yield "preprocessing", str(identity["preprocessing"])
-    names = ", ".join(found["class_names"][:12])
+    made = f"weights {_known(teacher['state'])}, {_known(teacher.get('precision', ''))}"
+    yield "teacher", f"{_known(teacher['reference'], 500)}{arguments}, {made}"
+    yield "data", f"{identity['data']['examples']:,} examples, {_known(identity['data']['digest'])}"
+    yield "preprocessing", _known(identity["preprocessing"], 500)
+    names = ", ".join(found["class_names"][:12]) or f"names {UNKNOWN}"
     yield "classes", f"{found['classes']:,}: {names}{', ...' if len(found['class_names']) > 12 else ''}"
     for split, number in counts["splits"].items():
         yield split, f"{number['examples']:,} examples, {counted(number['views'], 'view')}"
-    yield "views", f"{views['transform']}, seed {views['seed']}" if views["count"] > 1 else "plain only"
+    yield "views", _views(views)
+    for step in identity.get("lineage", ()):
+        yield from _step(step)
     yield "entries", f"{counts['entries']:,} in {counted(counts['parts'], 'part')} of up to {identity['part_size']:,}"
     options = (f"{key} {_short(value)}" for key, value in found["encoding"].items() if key != "name")
     yield "encoding", ", ".join([found["encoding"]["name"], *options])
@@ -63,6 +65,30 @@ def table(lines: Iterator[tuple[str, str]]) -> Iterator[str]:
     return (f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def _known(value: Any, most: int = 12) -> str:
+    return UNKNOWN if value is None else str(value)[:most]
+
+
+def _views(views: Mapping[str, Any]) -> str:
+    if None in (views["transform"], views["seed"]):
+        first = "view 0 is plain, others" if views.get("plain", True) else "how they were made is"
+        return f"{first} {UNKNOWN}"
+    return f"{views['transform']}, seed {views['seed']}" if views["count"] > 1 else "plain only"
+
+
+def _step(step: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What one step of the lineage says: what it read and was told, and what it could not know."""
+    said = [str(step[name]) for name in ("format",) if name in step]
+    if files := step.get("files"):
+        said.append(f"{counted(files['number'], 'file')} of {files['bytes']:,} bytes, sha256 {files['sha256'][:12]}")
+    said += [f"{key.replace('_', ' ')} {_short(value)}" for key, value in (step.get("options") or {}).items()]
+    yield f"made by {step['verb']}", "; ".join(said) or "no options"
+    if step.get("source"):
+        yield "its source", "; ".join(f"{key} {_short(value)}" for key, value in step["source"].items())
+    if step.get("unknown"):
+        yield UNKNOWN, _short(step["unknown"])
+
+
 def _bound(found: Mapping[str, Any]) -> str:
     if not found["bound"]:
         return "0: exact"
@@ -72,6 +98,8 @@ def _bound(found: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return UNKNOWN
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) or "none"
     if isinstance(value, (list, tuple)):

@@ -167,6 +167,6 @@ def test_to_rounding_with_a_convolutional_teacher(folder: Path, tmp_path: Path) 
 def test_the_comparison_would_notice_labels_of_another_view(folder: Path) -> None:
     cached, live = options(folder, "row by row")
     expected, *_ = trained(live)
-    fixed, *_ = trained(TrainConfig(**{**vars(cached), "labels": "plain"}))
+    fixed, *_ = trained(TrainConfig(**{**vars(cached), "label_view": "plain"}))
     assert fixed[:9] == expected[:9], "the first epoch is the plain view"
     assert not np.allclose(fixed[9:], expected[9:], rtol=1e-3)

@@ -77,6 +77,55 @@ def text(change: Callable[[str], str]) -> Forge:
     return forge
 
 
+def _second_version() -> Iterator[Forgery]:
+    """What format version 2 can claim: unknown fields, and the views of several dumps."""
+
+    def said(version: int, **changes: Any) -> Forge:
+        def change(body: dict[str, Any]) -> None:
+            body["format"] = version
+            for path, value in changes.items():
+                *places, last = path.split("__")
+                place = body["identity"]
+                for name in places:
+                    place = place[name]
+                place[last] = value
+
+        return lambda folder: manifest(folder, change)
+
+    for version in (1, 2):
+        unknown = {"teacher__state": None, "views__transform": None, "views__seed": None}
+        yield Forgery(f"an unknown teacher, version {version}", said(version, **unknown), sound=version == 2)
+    yield Forgery("version 2 for nothing", said(2))
+    yield Forgery("unknown content beside its digests", said(2, data__digest=None))
+    yield Forgery("plain by name", said(2, views__plain="yes"))
+    for name, merged in {
+        "a number": 3,
+        "none": [],
+        "a list": [[0, 1]],
+        "no seed": [{"count": 1}],
+        "a text": [{"seed": "0", "count": 1}],
+        "huge": [{"seed": 0, "count": HUGE}],
+        "backwards": [{"seed": 0, "count": 2}, {"seed": 1, "count": -1}],
+        "too many": [{"seed": 0, "count": 1}] * 100_000,
+    }.items():
+        yield Forgery(f"merged views: {name}", said(2, views__merged=merged))
+    for name, steps in {
+        "a text": "dump",
+        "texts": ["dump"],
+        "no verb": [{"from": []}],
+        "a number": [{"verb": 1}],
+        "files": [{"verb": "import", "files": 1}],
+        "a file": [{"verb": "import", "files": {"number": HUGE, "bytes": 1, "sha256": "x"}}],
+        "caches": [{"verb": "merge", "from": "nowhere"}],
+        "a cache": [{"verb": "merge", "from": [{"identity": 3}]}],
+        "options": [{"verb": "merge", "options": ["a"]}],
+        "unknown": [{"verb": "import", "unknown": [[]]}],
+    }.items():
+        yield Forgery(f"lineage: {name}", said(1, lineage=steps))
+    strange = [{"verb": "__import__('os').system('x')", "from": [], "options": {"a": [1]}, "more": None}]
+    yield Forgery("lineage: a strange step", said(1, lineage=strange), sound=True)
+
+
 def manifests() -> Iterator[Forgery]:
     """What a manifest can claim."""
     for number, value in enumerate(["1", 1.0, True, None, 10**30, [], 2, -1, "x" * 10**6]):
@@ -151,6 +200,7 @@ def manifests() -> Iterator[Forgery]:
     }.items():
         sound = keys[-1] == "block.1"
         yield Forgery(f"{'.'.join(keys)} {value!r}", set_to(*keys, value=value), sound=sound)
+    yield from _second_version()
     for name, transform in {
         "a module": "hostile_transform:make",
         "this": "antigravity:geohash",

@@ -11,6 +11,7 @@ import pytest
 from pipeline.softlabels import Dense
 from pipeline.store import Cache, open_cache, verify
 from tests.contracts.encodings import centred, softmax
+from tests.store.small import logits_of
 
 HERE = Path(__file__).parent
 # Spelt out, so that a file that goes missing is missed.
@@ -83,3 +84,39 @@ def test_the_index_is_the_one_that_was_written(golden: tuple[str, Cache]) -> Non
     assert rows.seeds.tolist() == [3954010378998720695, 1742592949747738674, 6006377501049190632, 8811648359170120739]
     assert rows.input_digests is None
     assert cache.input_digests("train")[0] == DIGEST
+
+
+SECOND = [
+    "v2-unknown-topk-float32-zarr",
+    "v2-unknown-topk-float32-parquet",
+    "v2-merged-dense-float32-zarr",
+    "v2-merged-dense-float32-parquet",
+]
+
+
+@pytest.fixture(params=SECOND)
+def second(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Cache]:
+    with zipfile.ZipFile(HERE / f"{request.param}.zip") as archive:
+        archive.extractall(tmp_path)
+    return request.param, open_cache(tmp_path)
+
+
+def test_version_2_is_sound_and_holds_what_was_written(second: tuple[str, Cache]) -> None:
+    _, cache = second
+    assert cache.manifest.format == 2 and verify(cache).ok
+    for part in cache.parts:
+        arrays = cache.encoding.encode(logits_of(part))
+        for array, rows in cache.read_part(part).items():
+            np.testing.assert_allclose(rows, arrays[array], rtol=1e-6)
+
+
+def test_version_2_says_what_is_unknown_and_which_views_it_holds(second: tuple[str, Cache]) -> None:
+    name, cache = second
+    if "unknown" in name:
+        assert cache.manifest.unknown == ("teacher", "preprocessing", "data", "views", "class names")
+        assert cache.input_digests("train") == [] and cache.index(0).input_digests is None
+        assert [step["verb"] for step in cache.manifest.lineage] == ["import"]
+    else:
+        assert cache.manifest.unknown == () and len(cache.input_digests("train")) == 5
+        assert cache.identity["views"]["merged"] == [{"seed": 0, "count": 1}, {"seed": 7, "count": 1}]
+        assert cache.views("train") == (0, 1, 2)

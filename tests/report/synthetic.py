@@ -16,7 +16,7 @@ EXAMPLES = 80
 METHODS: dict[str, dict[str, Any]] = {
     "hard": {"alpha": 0.0},
     "soft": {},
-    "fixed": {"train_views": "all", "labels": "plain"},
+    "fixed": {"train_views": "all", "label_view": "plain"},
     "replayed": {"train_views": "all"},
     "hard-aug": {"train_views": "random", "alpha": 0.0},
     "few-hard": {"labelled_fraction": 0.05, "alpha": 0.0},
@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "omit-hard": {"omit_class": "<3>", "alpha": 0.0},
     "omit-soft": {"omit_class": "<3>", "alpha": 1.0},
 }
-BASE = {"data": "digits", "cache": "caches/digits", "alpha": None, "train_views": "plain", "labels": "own"}
+BASE = {"data": "digits", "cache": "caches/digits", "alpha": None, "train_views": "plain", "label_view": "own"}
 BASE |= {"labelled_fraction": 1.0, "omit_class": None}
 
 

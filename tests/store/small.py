@@ -89,12 +89,17 @@ def finalise(writer: CacheWriter, **more: Any) -> Manifest:
 
 
 def small_cache(
-    folder: Path, encoding: Encoding | None = None, store: str = "zarr", layout: Layout = LAYOUT, features: bool = True
+    folder: Path,
+    encoding: Encoding | None = None,
+    store: str = "zarr",
+    layout: Layout = LAYOUT,
+    features: bool = True,
+    **more: Any,
 ) -> Cache:
-    """A whole small cache at ``folder``, opened."""
+    """A whole small cache at ``folder``, opened; ``more`` goes into its manifest."""
     writer = writer_of(folder, encoding, store, layout, features)
     write(writer)
-    finalise(writer)
+    finalise(writer, **more)
     return open_cache(folder)
 
 

@@ -54,8 +54,8 @@ def test_it_says_what_the_cache_holds(cache: Cache) -> None:
 
 
 def test_another_version_is_refused_by_name(cache: Cache) -> None:
-    with pytest.raises(CacheFormatError, match="format version 2; this release reads version 1"):
-        Manifest.from_json(resealed({**cache.manifest.as_dict(), "format": 2}), "m")
+    with pytest.raises(CacheFormatError, match="format version 3; this release reads versions 1 to 2"):
+        Manifest.from_json(resealed({**cache.manifest.as_dict(), "format": 3}), "m")
 
 
 def test_a_changed_word_is_noticed(cache: Cache) -> None:
@@ -157,5 +157,39 @@ def test_a_manifest_of_absurd_size_is_not_read(cache: Cache, tmp_path: Path) -> 
 
 def test_the_card_says_what_the_cache_is(cache: Cache) -> None:
     text = Path(cache.address, "README.md").read_text()
-    for words in ("80 entries", "cnn-32", "21 examples, 3 view(s)", "topk", "T = 1, 4", "agreement", "open_cache"):
+    for words in ("80 entries", "cnn-32", "21 examples, 3 views", "topk", "T = 1, 4", "agreement", "open_cache"):
         assert words in text
+
+
+UNKNOWN = {
+    "teacher": {"reference": None, "args": {}, "state": None},
+    "data": {"digest": None, "examples": 38},
+    "preprocessing": None,
+    "views": {"transform": None, "seed": None, "count": 3, "plain": False},
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_nobody_knows_takes_version_2(cache: Cache, name: str) -> None:
+    body = cache.manifest.as_dict()
+    body = {**body, "identity": {**body["identity"], name: UNKNOWN[name]}}
+    found = Manifest.from_json(resealed({**body, "format": 2}), "m")
+    assert found.format == 2 and found.unknown == (name,)
+    assert found.knows_content == (name != "data")
+    with pytest.raises(CacheCorruptError):
+        Manifest.from_json(resealed({**body, "format": 1}), "m")
+
+
+def test_version_2_is_not_claimed_for_nothing(cache: Cache) -> None:
+    with pytest.raises(CacheCorruptError, match="takes 1"):
+        Manifest.from_json(resealed({**cache.manifest.as_dict(), "format": 2}), "m")
+
+
+def test_merged_views_come_to_the_count(cache: Cache) -> None:
+    body = cache.manifest.as_dict()
+    views = {**body["identity"]["views"], "merged": [{"seed": 0, "count": 1}, {"seed": 5, "count": 1}]}
+    merged = {**body, "format": 2, "identity": {**body["identity"], "views": views}}
+    assert Manifest.from_json(resealed(dict(merged)), "m").identity["views"] == views
+    views["merged"].append({"seed": 6, "count": 1})
+    with pytest.raises(CacheCorruptError, match="do not come to 3"):
+        Manifest.from_json(resealed(dict(merged)), "m")

@@ -271,6 +271,19 @@ class ClientError(Exception):
         self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}
 
 
+class Cut(Exception):
+    """As aiohttp's, of a body that is shorter than was said."""
+
+    code = 400
+
+
+class ClientPayloadError(Exception):
+    """As aiohttp's."""
+
+
+Cut.__module__, ClientPayloadError.__module__ = "aiohttp.http_exceptions", "aiohttp.client_exceptions"
+
+
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -287,6 +300,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (ClientError(429), True),
         (ClientError(400, "IncompleteBody"), True),
         (caused(OSError(errno.EINVAL, "?"), ClientError(500)), True),
+        (caused(ClientPayloadError(), Cut()), True),
         (ClientError(403), False),
         (ClientError(501), False),
         (caused(OSError(errno.EIO, "?"), ClientError(400)), False),

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import random
-import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +15,15 @@ from click.testing import CliRunner
 from pipeline.errors import CacheNotFoundError
 from pipeline.store import open_cache, pull, push, verify
 from stages.cli import main
-from tests.store.flaky import QUICK, Flaky
+from tests.store.flaky import QUICK, s3_behind_a_proxy
 from tests.store.small import LAYOUT, files_of, logits_of
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[tuple[Any, dict[str, Any]]]:
     """An S3 behind a proxy that can make trouble: the proxy, and the options that reach it."""
-    pytest.importorskip("s3fs")
-    server_of = pytest.importorskip("moto.server")
-    moto = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    moto.start()
-    proxy: Any = ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
-    proxy.daemon_threads = True
-    proxy.target, proxy.lock, proxy.trouble = moto.get_host_and_port(), threading.Lock(), False
-    proxy.random, proxy.counts = random.Random(7), [0] * 5
-    threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
-    options = {"endpoint_url": f"http://127.0.0.1:{proxy.server_address[1]}", "key": "testing", "secret": "testing"}
-    fsspec.filesystem("s3", **options).mkdir("bucket")
-    yield proxy, options
-    proxy.shutdown()
-    proxy.server_close()
-    moto.stop()
+    with s3_behind_a_proxy() as found:
+        yield found
 
 
 def test_s3_there_and_back(folder: Path, s3: Any, tmp_path: Path) -> None:
@@ -56,11 +38,13 @@ def test_s3_there_and_back(folder: Path, s3: Any, tmp_path: Path) -> None:
         push(folder, "s3://no-such-bucket/cache", options=options)
 
 
-def test_s3_over_a_connection_that_fails(folder: Path, s3: Any, tmp_path: Path) -> None:
+def test_s3_over_a_connection_that_fails(
+    folder: Path, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proxy, options = s3
     # s3fs and botocore have patience of their own, which would hide ours.
     hasty = {**options, "config_kwargs": {"retries": {"max_attempts": 0}, "read_timeout": 5}}
-    fsspec.filesystem("s3", **hasty).retries = 1
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     proxy.trouble = True
     try:
         sent = push(folder, "s3://bucket/flaky", options=hasty, patience=QUICK, workers=8)

@@ -169,6 +169,7 @@ def test_half_precision_and_compiled_models_train(config: Make, monkeypatch: pyt
 
 RECIPES: dict[str, dict[str, Any]] = {
     "cache": {"train_views": "all", "resident": "none"},
+    "cache, a small first window": {"train_views": "all", "resident": "none", "first_window": 1},
     "cache, labels kept": {"train_views": "all"},
     "cache, kept best, sgd": {"keep": "best", "optimizer": "sgd", "lr": 0.1, "schedule": "onecycle"},
     "cache, accumulating": {"accumulate": 3, "batch_size": 4, "resident": "ram"},

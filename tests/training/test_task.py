@@ -93,11 +93,11 @@ def test_views_that_come_out_otherwise_than_at_dump_time_are_noticed(
     config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = make_views("affine:degrees=15", 3, seed=1)  # as if the transform's library had changed
-    monkeypatch.setattr("pipeline.training.preparation.replay_views", lambda cache, transform: changed)
+    monkeypatch.setattr("pipeline.training.caches.replay_views", lambda cache, transform: changed)
     with pytest.raises(CacheMismatchError, match=r"views replayed.*dump again"):
         prepare(config(train_views="all"))
     # Labels that do not depend on the view, and hard ones, do not mind.
-    prepare(config(train_views="all", labels="plain"))
+    prepare(config(train_views="all", label_view="plain"))
     prepare(config(train_views="all", alpha=0.0))
 
 

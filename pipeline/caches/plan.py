@@ -26,13 +26,19 @@ REPLAY = "plan-views.parquet"
 
 @dataclass(frozen=True)
 class Plan:
-    """Identity, layout and encoding of a cache; ``replay`` is its views.parquet, a few views as they were seen."""
+    """Identity, layout and encoding of a cache.
+
+    ``class_names``: C names, () when unknown; ``replay``: its views.parquet, a few views as they were seen;
+    ``measured_against``: what its fidelity was measured against, when that was not the teacher.
+    """
 
     identity: Mapping[str, Any]
     layout: Layout
+    classes: int
     class_names: tuple[str, ...]
     features: Mapping[str, FeatureSpec]
     replay: bytes | None
+    measured_against: str | None = None
 
     @property
     def digest(self) -> str:
@@ -50,7 +56,7 @@ class Plan:
             folder,
             self.layout,
             self.encoding,
-            classes=len(self.class_names),
+            classes=self.classes,
             store=str(self.identity["store"]),
             features=self.features,
             identity=self.digest,
@@ -62,15 +68,20 @@ class Plan:
             {
                 "identity": self.identity,
                 "class_names": self.class_names,
-                "fidelity": summarise((record.split, record.statistics) for record in writer.records),
+                "fidelity": self._fidelity(writer),
                 "replay": self.replay,
             }
         )
+
+    def _fidelity(self, writer: CacheWriter) -> dict[str, Any]:
+        found = summarise((record.split, record.statistics) for record in writer.records)
+        return found if self.measured_against is None else {**found, "measured_against": self.measured_against}
 
     def save(self, folder: Path) -> None:
         """Leave the plan in a scratch directory. Every process that shares a dump writes the same."""
         body = {
             "identity": dict(self.identity),
+            "classes": self.classes,
             "class_names": list(self.class_names),
             "splits": {split: list(numbers) for split, numbers in self.layout.splits().items()},
             "length": self.layout.length,
@@ -93,6 +104,7 @@ class Plan:
             return cls(
                 identity=body["identity"],
                 layout=Layout.of(splits, int(body["identity"]["part_size"]), int(body["length"])),
+                classes=int(body["classes"]),
                 class_names=tuple(body["class_names"]),
                 features={name: FeatureSpec(tuple(shape)) for name, shape in body["features"].items()},
                 replay=(folder / REPLAY).read_bytes() if body["replay"] else None,

@@ -1,0 +1,235 @@
+"""Import: published labels into a cache that says what is known of them, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import encodings
+from pipeline.caches.building import BuildReport, Contents, build, identify, row_bytes
+from pipeline.caches.importing import full, kept
+from pipeline.caches.importing.config import ID, ImportConfig
+from pipeline.caches.importing.opening import open_source
+from pipeline.caches.importing.source import Batch, Facts, Source
+from pipeline.caches.plan import Plan
+from pipeline.encodings import Encoding, TopK
+from pipeline.errors import ConfigError, DataError, EncodingError
+from pipeline.fidelity import Fidelity
+from pipeline.identity import SPLITS
+from pipeline.progress import Progress, Silent
+from pipeline.store import IndexRows, Layout, Part, part_size_for
+
+VERB = "import"
+PLAIN_VIEWS = "none"
+"""The description of views that are the plain images."""
+
+SAMPLED = 64
+"""Entries of a part that its fidelity is measured on."""
+
+DECLARED = ("teacher", "preprocessing", "plain", "made_at", "kind", "ids", "id_template", "split", "views")
+"""Options that the lineage records: what the importer said of the source."""
+
+
+def run(config: ImportConfig, progress: Progress | None = None) -> BuildReport:
+    """Import, or resume, or find the same cache finished.
+
+    Raises ConfigError for options that do not fit the source, DataError for a source that is not what it should be,
+    EncodingError naming the example that could not be kept, and as ``building.build`` does.
+    """
+    progress = progress or Silent()
+    names = _class_names(config.class_names)
+    said = config.classes or len(names) or None
+    if names and said != len(names):
+        raise ConfigError(f"--class-names names {len(names):,} classes; --classes says {said:,}")
+    form, source = open_source(config, said)
+    try:
+        files = source.scan(progress)
+        facts = source.facts()
+        names = names or facts.class_names
+        classes = _classes(form, said, names, facts)
+        encoding = _encoding(config, facts)
+        specs = {name: spec for name, (_, spec) in facts.features.items()}
+        groups = Layout.of(facts.splits, 1).groups
+        layout = Layout(groups, config.part_size or part_size_for(row_bytes(encoding, classes, specs), groups))
+        unknown = _unknown(config, facts, names)
+        step = {
+            "verb": VERB,
+            "format": form,
+            "files": files,
+            "options": _said(config, names),
+            "source": dict(facts.notes),
+            "unknown": list(unknown),
+        }
+        identity = _identity(config, facts, encoding, layout, names, step)
+        plan = Plan(identity, layout, classes, names, specs, None)
+
+        def contents(part: Part) -> Contents:
+            return _contents(config, source, encoding, classes, part)
+
+        return build(
+            plan,
+            config.out,
+            contents,
+            verb=VERB,
+            sources=[config.source],
+            overwrite=config.overwrite,
+            progress=progress,
+            unknown=unknown,
+        )
+    finally:
+        source.close()
+
+
+def _class_names(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--class-names {path} cannot be read: {error}") from error
+    if not names or "" in names:
+        raise ConfigError(f"--class-names {path} should hold a name a line, none of them empty")
+    return names
+
+
+def _classes(form: str, said: int | None, names: tuple[str, ...], facts: Facts) -> int:
+    counts = {"--classes or --class-names": said, "the names of its classes": len(names) or None}
+    if facts.classes is None and said is None and not names:
+        raise ConfigError(f"{form} files do not say how many classes there are: give --classes, or --class-names")
+    count = facts.classes or said or len(names)
+    for what, number in counts.items():
+        if number not in (None, count):
+            raise ConfigError(f"the source has {count:,} classes; {what} come to {number:,}")
+    return count
+
+
+def _encoding(config: ImportConfig, facts: Facts) -> Encoding:
+    """How the labels are kept. Raises ConfigError where the source lacks what the options ask for."""
+    if facts.kept is None:
+        name = config.encoding or "dense"
+        return encodings.make(name, dtype=config.dtype, k=config.k, temperatures=config.temperature)
+    problems = [
+        f"--{name} is of a source that has all classes: this one has the {facts.kept} largest, at one temperature"
+        for name in ("k", "temperature")
+        if getattr(config, name) not in (getattr(type(config), name), facts.kept)
+    ]
+    if config.encoding == "dense":
+        problems.append(f"--encoding dense needs all classes; this source has the {facts.kept} largest")
+    if config.dtype == "int8":
+        problems.append("--dtype int8 is for dense labels; topk keeps float32 or float16")
+    if problems:
+        raise ConfigError(problems)
+    return TopK(facts.kept, config.dtype, (config.made_at or 1.0,))
+
+
+def _unknown(config: ImportConfig, facts: Facts, names: tuple[str, ...]) -> tuple[str, ...]:
+    """What neither the source nor the importer says."""
+    several = max(views for _, views in facts.splits.values()) > 1
+    found = {
+        "teacher": config.teacher is None,
+        "weights": True,
+        "preprocessing": config.preprocessing is None,
+        "class names": not names,
+        "content of the examples": True,
+        "views": not config.plain or several,
+        "seeds of the views": (several or facts.augmented) and not facts.seeded,
+        "temperature (taken as 1)": facts.probabilities and config.made_at is None and not facts.at_one,
+    }
+    residual = []
+    if facts.kept is not None:
+        residual = [f"residual (known to within {kept.residual_known_to(facts.precision, facts.kept):.1g})"]
+    return (*(name for name, is_unknown in found.items() if is_unknown), *residual, *facts.unknown)
+
+
+def _said(config: ImportConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options that say something of the source, those that were given."""
+    values = config.as_dict()
+    given = {name: values[name] for name in DECLARED if values[name] != getattr(type(config), name)}
+    if config.ids not in (None, "row"):
+        given["ids"] = "a file"  # whose ids are in the cache, and whose place concerns nobody
+    return {**given, **({"class_names": list(names)} if config.class_names else {})}
+
+
+def _identity(
+    config: ImportConfig,
+    facts: Facts,
+    encoding: Encoding,
+    layout: Layout,
+    names: tuple[str, ...],
+    step: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The identity of a dump, with null for what is unknown."""
+    count = max(views for _, views in facts.splits.values())
+    known = config.plain and count == 1
+    views = {
+        "transform": PLAIN_VIEWS if known else None,
+        "seed": 0 if known else None,
+        "count": count,
+        "plain": config.plain,
+    }
+    return identify(
+        {
+            "teacher": {"reference": config.teacher, "args": {}, "state": None, "precision": None},
+            "data": {"digest": None, "examples": sum(examples for examples, _ in facts.splits.values())},
+            "preprocessing": config.preprocessing,
+            "class_names": list(names),
+            "views": views,
+            "splits": [split for split in SPLITS if split in facts.splits],
+            "encoding": encoding.describe(),
+            "features": {name: what for name, (what, _) in facts.features.items()},
+            "store": config.store,
+            "part_size": layout.part_size,
+            "lineage": [dict(step)],
+        }
+    )
+
+
+def _contents(config: ImportConfig, source: Source, encoding: Encoding, classes: int, part: Part) -> Contents:
+    batch = source.read(part.split, part.view, part.first, part.entries, classes)
+    ids = [config.id_template.replace(ID, example_id) for example_id in batch.ids]
+    wrong = np.flatnonzero((batch.labels < -1) | (batch.labels >= classes))
+    if len(wrong):
+        raise DataError(
+            f"{config.source}: hard labels should lie below {classes:,}, or be -1 for none; found "
+            f"{batch.labels[wrong[0]]} of example {ids[wrong[0]]}"
+        )
+    try:
+        arrays, statistics = _encode(batch, encoding, classes)
+    except EncodingError as error:
+        raise _named(error, part, ids) from None
+    index = IndexRows(
+        example_ids=ids,
+        view=part.view,
+        split=part.split,
+        seeds=batch.seeds,
+        labels=batch.labels,
+        input_digests=None,
+    )
+    return Contents(arrays, index, batch.features, statistics)
+
+
+def _named(error: EncodingError, part: Part, ids: Sequence[str]) -> EncodingError:
+    if error.row is None:
+        return error
+    return EncodingError(f"example {ids[error.row]} of {part.split}, view {part.view}: {error}", error.row)
+
+
+def _encode(batch: Batch, encoding: Encoding, classes: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
+    """Stored arrays of a batch, and its statistics: the bound, and how faithful they are to what the source says."""
+    fidelity = Fidelity(encoding, classes)
+    if isinstance(batch.said, kept.Kept):
+        if not isinstance(encoding, TopK):
+            raise TypeError("top-k probabilities are kept as topk")
+        arrays, bound = kept.encode(batch.said, classes, encoding)
+        best = np.take_along_axis(batch.said.ids, batch.said.probs.argmax(axis=1)[:, None], axis=1)[:, 0]
+        fidelity.count(best.astype(np.int64), batch.labels)
+        return arrays, {"bound": bound, "labelled": fidelity.labelled, "correct": fidelity.correct}
+    arrays, bound = full.encode(batch.said, encoding)
+    fidelity.count(full.predicted(batch.said), batch.labels)
+    stride = slice(None, None, max(1, len(batch.ids) // SAMPLED))
+    fidelity.compare(batch.said.logits[stride], {name: array[stride] for name, array in arrays.items()})
+    return arrays, {"bound": bound, **fidelity.totals()}

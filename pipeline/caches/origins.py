@@ -1,0 +1,169 @@
+"""Where the entries of a new cache lie in old ones, and the parts that they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.caches.building import Contents
+from pipeline.encodings import Arrays, Encoding
+from pipeline.fidelity import Fidelity
+from pipeline.softlabels import SoftLabels, TopK
+from pipeline.store import Cache, IndexRows, Part
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Each entry of a new cache, found in one of ``caches``.
+
+    - ``entry_of``: split -> (J, N): the entry number, within each view of that split, of each of the N examples in each
+      of the J caches; -1 where a cache does not have it;
+    - ``views``: split -> for each view of the new cache (cache, view there); None for the cache is the first that has
+      the example.
+    """
+
+    caches: Sequence[Cache]
+    entry_of: Mapping[str, Ints]
+    views: Mapping[str, Sequence[tuple[int | None, int]]]
+
+    def pieces(self, part: Part) -> list[Piece]:
+        """Where all entries of a part are. Each is in one piece."""
+        entries = self.entry_of[part.split][:, part.first : part.first + part.entries]
+        owner, view = self.views[part.split][part.view]
+        owners = (entries >= 0).argmax(axis=0) if owner is None else np.full(part.entries, owner)
+        found = []
+        for number in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == number)
+            found.append(Piece(self.caches[number], view, places, entries[number, places]))
+        return found
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some entries of a part, at ``places`` (n,) in it, are ``entries`` (n,) of one view of ``cache``."""
+
+    cache: Cache
+    view: int
+    places: Ints
+    entries: Ints
+
+
+def everything(cache: Cache) -> Origins:
+    """All of one cache, as it is."""
+    splits = cache.splits()
+    return Origins(
+        caches=[cache],
+        entry_of={s: np.arange(cache.examples(s))[None] for s in splits},
+        views={s: [(None, view) for view in cache.views(s)] for s in splits},
+    )
+
+
+def gather(
+    origins: Origins, part: Part, features: Sequence[str], length: int
+) -> tuple[dict[str, npt.NDArray[Any]], IndexRows, dict[str, npt.NDArray[Any]]]:
+    """Stored arrays, index and features of a part, out of the caches where its entries lie."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    kept: dict[str, npt.NDArray[Any]] = {}
+    ids: list[str] = [""] * part.entries
+    digests: list[str] | None = [""] * part.entries
+    seeds, labels = np.zeros(part.entries, np.int64), np.full(part.entries, -1, np.int64)
+    for piece in origins.pieces(part):
+        cache, view, places, entries = piece.cache, piece.view, piece.places, piece.entries
+        positions = (places[:, None] * length + np.arange(length)).reshape(-1)
+        _place(arrays, cache.read_rows(part.split, view, entries), positions, part.positions)
+        for name in features:
+            _place(kept, {name: cache.read_feature_rows(name, part.split, view, entries)}, positions, part.positions)
+        index = _index_rows(cache, part.split, view, entries)
+        for place, example_id in zip(places.tolist(), index.example_ids, strict=True):
+            ids[place] = example_id
+        seeds[places], labels[places] = index.seeds, index.labels
+        if index.input_digests is None or digests is None:
+            digests = None
+        else:
+            for place, content in zip(places.tolist(), index.input_digests, strict=True):
+                digests[place] = content
+    index = IndexRows(
+        example_ids=ids,
+        view=part.view,
+        split=part.split,
+        seeds=seeds,
+        labels=labels,
+        input_digests=digests if part.view == 0 else None,
+    )
+    return arrays, index, kept
+
+
+def _place(out: dict[str, npt.NDArray[Any]], found: Arrays, positions: Ints, total: int) -> None:
+    for name, rows in found.items():
+        if name not in out:
+            out[name] = np.empty((total, *rows.shape[1:]), rows.dtype)
+        out[name][positions] = rows
+
+
+def _index_rows(cache: Cache, split: str, view: int, entries: Ints) -> IndexRows:
+    """The index of some entries of one view, in their order."""
+    records = cache.parts_of(split, view)
+    blocks, within = np.divmod(entries, cache.part_size)
+    ids: list[str] = [""] * len(entries)
+    digests: list[str] = [""] * len(entries)
+    seeds, labels = np.zeros(len(entries), np.int64), np.zeros(len(entries), np.int64)
+    known = view == 0 and cache.manifest.knows_content
+    for block in np.unique(blocks).tolist():
+        rows = cache.index(records[block])
+        here = np.flatnonzero(blocks == block)
+        seeds[here], labels[here] = rows.seeds[within[here]], rows.labels[within[here]]
+        for place, inner in zip(here.tolist(), within[here].tolist(), strict=True):
+            ids[place] = rows.example_ids[inner]
+            if known and rows.input_digests is not None:
+                digests[place] = rows.input_digests[inner]
+    return IndexRows(ids, view, split, seeds, labels, digests if known else None)
+
+
+def contents_of(
+    origins: Origins, part: Part, encoding: Encoding, classes: int, *, features: Sequence[str], length: int
+) -> Contents:
+    """A part as its entries lie in the old caches, with the largest bound of those it comes from.
+
+    Nobody asks the teacher again, so how faithful the labels are cannot be measured here: the statistics of a source's
+    part are taken over where the very same entries make up the new one.
+    """
+    arrays, index, kept = gather(origins, part, features, length)
+    pieces = origins.pieces(part)
+    statistics: dict[str, float] = dict(_same_part(pieces, part))
+    if not statistics:
+        statistics = accuracy(encoding.decode(arrays, classes), index.labels, encoding, length)
+    statistics["bound"] = max(piece.cache.manifest.bound for piece in pieces)
+    return Contents(arrays, index, kept, statistics)
+
+
+def _same_part(pieces: Sequence[Piece], part: Part) -> Mapping[str, float]:
+    """The statistics of the part that ``pieces`` are the whole of, in order; {} when they are not."""
+    if len(pieces) != 1:
+        return {}
+    (piece,) = pieces
+    block, rest = divmod(int(piece.entries[0]), piece.cache.part_size)
+    record = piece.cache.parts_of(part.split, piece.view)[block]
+    whole = not rest and record.entries == part.entries and bool((np.diff(piece.entries) == 1).all())
+    return record.statistics if whole else {}
+
+
+def accuracy(soft: SoftLabels, labels_N: Ints, encoding: Encoding, length: int) -> dict[str, float]:
+    """How often the largest soft label is the hard one, as the sums of a part; only for one position an entry."""
+    counted = Fidelity(encoding, soft.classes)
+    if length == 1:
+        counted.count(top_class(soft), labels_N)
+    return {name: value for name, value in counted.totals().items() if name in ("labelled", "correct")}
+
+
+def top_class(soft: SoftLabels) -> Ints:
+    """The class (N,) of the largest soft label of each row, of numpy soft labels."""
+    if isinstance(soft, TopK):
+        best = np.asarray(soft.logits).argmax(axis=1)
+        return np.asarray(np.take_along_axis(soft.ids, best[:, None], axis=1)[:, 0], dtype=np.int64)
+    return np.asarray(soft.logits.argmax(axis=1), dtype=np.int64)

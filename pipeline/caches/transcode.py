@@ -1,0 +1,151 @@
+"""``softlabels cache transcode``: the same labels in another encoding, another store or parts of another size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import encodings
+from pipeline.caches.building import BuildReport, Contents, build, derived, row_bytes
+from pipeline.caches.origins import accuracy, contents_of, everything, gather
+from pipeline.caches.plan import Plan
+from pipeline.caches.recoding import carried_bound, check_recoding, recode
+from pipeline.caches.subset import chosen_features, opened
+from pipeline.configuration import REQUIRED, Config, option
+from pipeline.encodings import Encoding, TopK
+from pipeline.errors import ConfigError, EncodingError
+from pipeline.fidelity import Fidelity
+from pipeline.identity import short
+from pipeline.progress import Progress
+from pipeline.store import Cache, Layout, Part, part_size_for
+
+SAMPLED_ENTRIES_PER_PART = 64
+SAME = "same"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscodeConfig(Config):
+    """Options of ``softlabels cache transcode``."""
+
+    cache: str = option(REQUIRED, "directory or URL of the cache")
+    out: Path = option(REQUIRED, "directory of the new cache")
+    encoding: str = option(SAME, "how a distribution is kept", choices=(SAME, "dense", "topk"))
+    dtype: str = option(SAME, "of the kept logits", choices=(SAME, "float32", "float16", "int8"))
+    k: int = option(0, "classes that topk keeps; 0: as many as before, or 10")
+    temperature: tuple[float, ...] = option((), "temperatures at which topk keeps the dropped mass  [default: 1 and 4]")
+    store: str = option(SAME, "file format of the labels", choices=(SAME, "zarr", "parquet"))
+    features: tuple[str, ...] = option((), "features to keep  [default: all]")
+    labels_only: bool = option(False, "keep no features")
+    part_size: int = option(0, "entries per part; 0 keeps it, or chooses about 32 MiB for another encoding")
+    overwrite: bool = option(False, "replace a cache of another identity at --out")
+
+    def problems(self) -> Iterator[str]:
+        yield from self.below(k=0, part_size=0)
+        if self.features and self.labels_only:
+            yield "--labels-only keeps no features, and --features names some: give one of the two"
+        if self.temperature and min(self.temperature) <= 0:
+            yield f"--temperature should be above 0; found {min(self.temperature):g}"
+
+
+def run(config: TranscodeConfig, progress: Progress | None = None) -> BuildReport:
+    """Write the cache again as the options say.
+
+    Raises ConfigError for an encoding that cannot be had from what is there, EncodingError naming the entry that it
+    cannot hold, and the errors of ``build``.
+    """
+    source = opened(config.cache)
+    encoding = _encoding(config, source)
+    check_recoding(source.encoding, encoding, source.classes, source.address)
+    features = chosen_features(source, config.features, config.labels_only)
+    store = source.manifest.store if config.store == SAME else config.store
+    specs = {name: source.manifest.features[name] for name in features}
+    old = source.manifest.layout
+    same = encoding == source.encoding and len(features) == len(source.feature_names)
+    size = config.part_size or (
+        old.part_size if same else part_size_for(old.length * row_bytes(encoding, source.classes, specs), old.groups)
+    )
+    layout = Layout(old.groups, size, old.length)
+    changes = {
+        "encoding": encoding.describe(),
+        "store": store,
+        "part_size": size,
+        "features": {name: source.identity.get("features", {}).get(name, "unknown") for name in features},
+    }
+    options = {**changes, "features": list(features)}
+    plan = Plan(
+        identity=derived([source], "transcode", options, changes),
+        layout=layout,
+        classes=source.classes,
+        class_names=source.class_names,
+        features=specs,
+        replay=source.replay_bytes(),
+        measured_against=_against(source) if encoding != source.encoding else None,
+    )
+    origins = everything(source)
+
+    def contents(part: Part) -> Contents:
+        if encoding == source.encoding:
+            return contents_of(origins, part, encoding, source.classes, features=features, length=old.length)
+        return _recoded(source, part, encoding, features)
+
+    return build(
+        plan,
+        config.out,
+        contents,
+        verb="transcode",
+        sources=[source.address],
+        overwrite=config.overwrite,
+        progress=progress,
+        unknown=source.manifest.unknown,
+    )
+
+
+def _against(source: Cache) -> str | None:
+    """What a second encoding is measured against: the teacher where the first one lost nothing, else the first one."""
+    if source.manifest.bound == 0 and not source.encoding.temperatures:
+        return None
+    return f"the labels of cache {short(source.digest)}, not the teacher"
+
+
+def _encoding(config: TranscodeConfig, source: Cache) -> Encoding:
+    """The encoding that the options name; what they leave out is as it was."""
+    was = source.encoding
+    described: dict[str, Any] = was.describe()
+    name = described["name"] if config.encoding == SAME else config.encoding
+    kept = isinstance(was, TopK)
+    if name != TopK.name and (config.k or config.temperature):
+        raise ConfigError("--k and --temperature are of --encoding topk; dense keeps all classes, for any temperature")
+    dtype = described["dtype"] if config.dtype == SAME else config.dtype
+    if name == TopK.name and config.dtype == SAME and dtype == "int8":
+        dtype = "float16"
+    k = config.k or (was.k if isinstance(was, TopK) else min(10, source.classes))
+    temperatures = config.temperature or (tuple(was.temperatures) if kept else (1.0, 4.0))
+    try:
+        return encodings.make(name, dtype=dtype, k=k, temperatures=temperatures)
+    except EncodingError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _recoded(source: Cache, part: Part, encoding: Encoding, features: tuple[str, ...]) -> Contents:
+    """A part in another encoding, with what the second encoding costs measured on some of its rows."""
+    length = source.manifest.layout.length
+    old, index, kept = gather(everything(source), part, features, length)
+    soft = source.decode(old)
+    try:
+        arrays = recode(soft, encoding, source.classes)
+    except EncodingError as error:
+        row = error.row or 0
+        where = f"example {index.example_ids[row // length]}, view {part.view}"
+        raise EncodingError(f"{where}: {error}", error.row) from None
+    own = encoding.bound(arrays, source.classes)
+    stride = max(1, part.positions // SAMPLED_ENTRIES_PER_PART)
+    compared = Fidelity(encoding, source.classes)
+    compared.compare(soft.map(lambda rows: rows[::stride]), {name: rows[::stride] for name, rows in arrays.items()})
+    statistics = {
+        **compared.totals(),
+        **accuracy(soft, index.labels, encoding, length),
+        "bound": carried_bound(source.manifest.bound, source.encoding, encoding, own),
+    }
+    return Contents(arrays, index, kept, statistics)

@@ -1,0 +1,73 @@
+"""What was learnt from, asked about another split: the labels of one cache, or the mean of those of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.datasets import Dataset
+from pipeline.errors import ConfigError
+from pipeline.evaluation.scoring import TeacherLabels, teacher_labels
+from pipeline.runs import Run
+from pipeline.softlabels import Dense, SoftLabels
+from pipeline.sources.mixture import mixed
+from pipeline.store import Cache, open_cache
+from pipeline.training.labels import parse_labels
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Caches with the weights of their mixture, which come to 1, and the ``space`` (probs or logits) it is in."""
+
+    caches: tuple[Cache, ...]
+    weights: tuple[float, ...] = (1.0,)
+    space: str = "probs"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that all caches hold."""
+        return tuple(split for split in self.caches[0].splits() if all(split in c.splits() for c in self.caches))
+
+    @property
+    def digest(self) -> Any:
+        """Of the cache; of several a list of digests and weights. JSON values."""
+        if len(self.caches) == 1:
+            return self.caches[0].digest
+        return [{"digest": c.digest, "weight": w} for c, w in zip(self.caches, self.weights, strict=True)]
+
+    def labels(self, dataset: Dataset, split: str, temperature: float) -> TeacherLabels:
+        """From dataset rows of ``split`` to soft labels; probabilities are averaged at ``temperature``.
+
+        Raises CacheMismatchError when a cache belongs to other data, or lacks some of these examples.
+        """
+        readers = [teacher_labels(cache, dataset, split) for cache in self.caches]
+        if len(readers) == 1:
+            return readers[0]
+
+        def read(rows: npt.NDArray[np.int64]) -> SoftLabels:
+            found: list[Dense] = []
+            for cache, reader in zip(self.caches, readers, strict=True):
+                soft = reader(rows)
+                if not isinstance(soft, Dense):
+                    raise ConfigError(
+                        f"{cache.address} is {cache.encoding.name}, and dense labels are needed to average several. "
+                        "Name the one to compare with by --cache, or 'none'"
+                    )
+                found.append(soft.map(torch.from_numpy))
+            return mixed(found, self.weights, space=self.space, temperature=temperature).map(lambda t: t.numpy())
+
+        return read
+
+
+def open_teachers(address: str | None, trained: Run | None) -> Teachers | None:
+    """The cache named, or those that the run learnt from; None for ``none`` or where there is none."""
+    if address is None and trained is not None:
+        address = trained.config.get("cache")
+        if address is None and (pairs := parse_labels([str(text) for text in trained.config.get("labels") or ()])):
+            caches = tuple(open_cache(place) for place, _ in pairs)
+            return Teachers(caches, tuple(w for _, w in pairs), str(trained.config.get("mix", "probs")))
+    return None if address in (None, "", "none") else Teachers((open_cache(str(address)),))
