@@ -91,7 +91,7 @@ def works(settings: Settings, data: Points) -> Iterator[tuple[str, Work, int, di
     yield (
         f"a step of {STEP * 1e3:.0f} ms elsewhere",
         lambda rows, soft: time.sleep(pause),
-        settings.pick(5, 1),
+        settings.pick(3, 1),
         {
             "cold": 0.9,
             "warm": 0.9,
@@ -105,7 +105,7 @@ def works(settings: Settings, data: Points) -> Iterator[tuple[str, Work, int, di
     def student(rows: Any, soft: Any) -> None:
         step(inputs[torch.from_numpy(rows % len(inputs))], rows, soft)
 
-    yield f"a CPU student of {STEP * 1e3:.0f} ms", student, settings.pick(5, 1), {"cold": 0.9, "warm": 0.9}
+    yield f"a CPU student of {STEP * 1e3:.0f} ms", student, settings.pick(3, 1), {"cold": 0.9, "warm": 0.9}
     yield "reading alone", lambda rows, soft: None, settings.pick(7, 1), {"cold": None, "warm": 0.9}
 
 

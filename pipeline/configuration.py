@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.errors import ConfigError
 
@@ -26,13 +26,26 @@ def option(default: Any, help: str, *, choices: Sequence[str] | None = None, met
 
 
 REQUIRED = dataclasses.MISSING
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A URL as pathlib leaves it: ``s3://bucket`` becomes ``s3:/bucket``. ``C:/folder`` is none."""
+
+
+def url_of(path: str | os.PathLike[str]) -> str | None:
+    """The URL that a path was meant as; None for a path.
+
+    >>> url_of("s3:/bucket/cache"), url_of("s3://bucket/cache"), url_of("C:/cache"), url_of("cache")
+    ('s3://bucket/cache', 's3://bucket/cache', None, None)
+    """
+    found = _URL.fullmatch(os.fspath(path))
+    return f"{found[1]}://{found[2]}" if found else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of the stages' configurations. Subclasses yield their own problems from ``problems``."""
+
+    OUT_AT_URL: ClassVar[bool] = False
+    """Whether ``out`` may be a URL."""
 
     def __post_init__(self) -> None:
         found = [*self._choice_problems(), *self._out_problems(), *self.problems()]
@@ -60,12 +73,16 @@ class Config:
 
     def _out_problems(self) -> Iterator[str]:
         out = getattr(self, "out", None)
-        if isinstance(out, os.PathLike) and _URL.match(os.fspath(out)):
+        if isinstance(out, os.PathLike) and (url := url_of(out)) and not (self.OUT_AT_URL and _writable(url)):
             yield f"--out should be a local directory; found {out}. Copy the result to its URL when it is done"
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def _writable(url: str) -> bool:
+    return not url.startswith(("file:", "http:", "https:"))
 
 
 def _plain(value: Any) -> Any:

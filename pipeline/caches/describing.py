@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError, TemperatureError
-from pipeline.metrics import log_softmax, predicted
+from pipeline.metrics import predicted
 from pipeline.progress import Progress, Silent
 from pipeline.softlabels import SoftLabels, TopK
 from pipeline.store import Cache
+from pipeline.store.verify import check_values
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,7 +28,7 @@ QUANTILES = (5, 25, 50, 75, 95)
 SAMPLE = 50_000
 """Entries that are looked at unless something else is said."""
 
-_RUN, _LEAST, _BATCH_BYTES = 32, 1000, 16 * 1024 * 1024
+_RUN, _LEAST, _BATCH_BYTES, _BLOCK = 32, 1000, 16 * 1024 * 1024, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def sureness(
             for view, rows in runs:
                 for batch in _batches(cache, rows):
                     soft = cache.decode(cache.read_rows(split, view, batch))
+                    check_values(cache, soft, f"view {view} of {split}")
                     for temperature in temperatures:
                         seen[temperature].append(entropy_and_confidence(soft, temperature).astype(np.float32))
                     if len(soft) == len(batch):  # one position an entry: it has a hard label of its own
@@ -155,10 +157,26 @@ def entropy_and_confidence(soft: SoftLabels, temperature: float) -> Floats:
         # log_rest is -inf where nothing was dropped, and nothing times that is nothing.
         tail = np.where(rest > 0, rest * (np.where(rest > 0, log_rest, 0.0) - math.log(max(1, dropped))), 0.0)
     else:
-        kept, tail = log_softmax(soft.logits, temperature), np.zeros(len(soft))
+        return _of_all_classes(soft.logits, temperature)
     probabilities = np.exp(kept)
     entropy = -(probabilities * kept).sum(axis=1) - tail
     return np.stack([np.maximum(entropy, 0.0), np.minimum(probabilities.max(axis=1), 1.0)])
+
+
+def _of_all_classes(logits: npt.NDArray[np.float32], temperature: float) -> Floats:
+    """As above, of logits (N, C), some classes at a time: rows may be long.
+
+    With z the logits over T less their largest, the entropy is log(sum exp z) - sum(z exp z) / sum(exp z).
+    """
+    best = logits.max(axis=1, keepdims=True)
+    mass, weighted = np.zeros(len(logits)), np.zeros(len(logits))
+    step = max(1, _BLOCK // max(1, len(logits)))
+    for first in range(0, logits.shape[1], step):
+        z = (logits[:, first : first + step] - best).astype(np.float64) / temperature
+        exp = np.exp(z)
+        mass += exp.sum(axis=1)
+        weighted += np.where(exp > 0, z * exp, 0.0).sum(axis=1)
+    return np.stack([np.maximum(np.log(mass) - weighted / mass, 0.0), 1.0 / mass])
 
 
 def _kinds(cache: Cache) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from pipeline.identity import SPLITS
 from pipeline.progress import Progress, Silent
 from pipeline.softlabels import SoftLabels
 from pipeline.store import Cache
+from pipeline.store.verify import check_values
 
 Ints = npt.NDArray[np.int64]
 _BLOCK_BYTES = 32 << 20
@@ -220,6 +221,8 @@ def _compare(
                 rows = slice(first, first + block)
                 a = one.decode(one.read_rows(split, view, ours[rows]))
                 b = other.decode(other.read_rows(split, view, theirs[rows]))
+                check_values(one, a, f"view {view} of {split}")
+                check_values(other, b, f"view {view} of {split}")
                 for t in temperatures:
                     kl = _kl(a, b, t)
                     sums[t] = [sums[t][0] + float(kl.sum()), max(sums[t][1], float(kl.max(initial=0.0)))]

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.caches.building import BuildReport, build, derived
-from pipeline.caches.origins import Origins, contents_of
+from pipeline.caches.origins import Origins, check_ids, contents_of
 from pipeline.caches.partial import join_parts, partial_at
 from pipeline.caches.plan import Plan
-from pipeline.caches.subset import data_of, opened
+from pipeline.caches.subset import data_of, opened, recorded_table
 from pipeline.configuration import REQUIRED, Config, option
 from pipeline.errors import CacheMismatchError, some
 from pipeline.identity import SPLITS
@@ -66,6 +66,8 @@ def run(config: MergeConfig, progress: Progress | None = None) -> BuildReport:
         )
     caches = [opened(address) for address in config.caches]
     _check_alike(caches)
+    for cache in caches:
+        check_ids(cache)
     joined = _views(caches) if len({_data(cache) for cache in caches}) == 1 else _examples(caches)
     first = caches[0]
     features = _common_features(caches)
@@ -179,7 +181,7 @@ def _views(caches: Sequence[Cache]) -> _Joined:
     origins = Origins(caches, entry_of, {s: order[:count] for s, (_, count) in splits.items()})
     views = {**first.identity["views"], "count": len(order), "merged": merged}
     shifts = np.cumsum([0, *(cache.identity["views"]["count"] - 1 for cache in caches)])
-    tables = [_shifted(cache.replayed_views(), int(shift)) for cache, shift in zip(caches, shifts[:-1], strict=True)]
+    tables = [_shifted(recorded_table(cache), int(shift)) for cache, shift in zip(caches, shifts[:-1], strict=True)]
     layout = Layout.of(splits, first.part_size, first.manifest.layout.length)
     return _Joined("views", layout, origins, {"views": views}, _replay(tables))
 
@@ -215,7 +217,7 @@ def _examples(caches: Sequence[Cache]) -> _Joined:
     origins = Origins(caches, entry_of, {s: [(None, v) for v in range(n)] for s, (_, n) in splits.items()})
     changes = {"data": data_of(caches, entry_of), "splits": held}
     layout = Layout.of(splits, first.part_size, first.manifest.layout.length)
-    return _Joined("examples", layout, origins, changes, _replay([cache.replayed_views() for cache in caches]))
+    return _Joined("examples", layout, origins, changes, _replay([recorded_table(cache) for cache in caches]))
 
 
 def _union(caches: Sequence[Cache], split: str) -> Ints:

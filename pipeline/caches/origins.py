@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from pipeline.caches.building import Contents
 from pipeline.encodings import Arrays, Encoding
+from pipeline.errors import CacheCorruptError
 from pipeline.fidelity import Fidelity
 from pipeline.softlabels import SoftLabels, TopK
 from pipeline.store import Cache, IndexRows, Part
+from pipeline.store.verify import check_values
 
 Ints = npt.NDArray[np.int64]
 
@@ -67,7 +69,10 @@ def everything(cache: Cache) -> Origins:
 def gather(
     origins: Origins, part: Part, features: Sequence[str], length: int
 ) -> tuple[dict[str, npt.NDArray[Any]], IndexRows, dict[str, npt.NDArray[Any]]]:
-    """Stored arrays, index and features of a part, out of the caches where its entries lie."""
+    """Stored arrays, index and features of a part, out of the caches where its entries lie.
+
+    Raises CacheCorruptError for what ``verify`` would name: a new cache is not made of it.
+    """
     arrays: dict[str, npt.NDArray[Any]] = {}
     kept: dict[str, npt.NDArray[Any]] = {}
     ids: list[str] = [""] * part.entries
@@ -76,10 +81,15 @@ def gather(
     for piece in origins.pieces(part):
         cache, view, places, entries = piece.cache, piece.view, piece.places, piece.entries
         positions = (places[:, None] * length + np.arange(length)).reshape(-1)
-        _place(arrays, cache.read_rows(part.split, view, entries), positions, part.positions)
+        stored = cache.read_rows(part.split, view, entries)
+        check_values(cache, cache.decode(stored), f"view {view} of {part.split}")
+        _place(arrays, stored, positions, part.positions)
         for name in features:
-            _place(kept, {name: cache.read_feature_rows(name, part.split, view, entries)}, positions, part.positions)
-        index = _index_rows(cache, part.split, view, entries)
+            found = cache.read_feature_rows(name, part.split, view, entries)
+            if not np.isfinite(found).all():
+                raise CacheCorruptError(f"{cache.address}: feature {name} is not finite. Fetch the cache again")
+            _place(kept, {name: found}, positions, part.positions)
+        index = index_of(cache, part.split, view, entries)
         for place, example_id in zip(places.tolist(), index.example_ids, strict=True):
             ids[place] = example_id
         seeds[places], labels[places] = index.seeds, index.labels
@@ -106,8 +116,28 @@ def _place(out: dict[str, npt.NDArray[Any]], found: Arrays, positions: Ints, tot
         out[name][positions] = rows
 
 
-def _index_rows(cache: Cache, split: str, view: int, entries: Ints) -> IndexRows:
-    """The index of some entries of one view, in their order."""
+def check_ids(cache: Cache) -> None:
+    """Raise CacheCorruptError when an example stands in a split of the cache twice."""
+    for split in cache.splits():
+        ids = cache.ids(split)
+        if len(set(ids)) != len(ids):
+            raise CacheCorruptError(f"{cache.address} has the same example of {split} twice. Fetch it again")
+
+
+def index_of(cache: Cache, split: str, view: int, entries: Ints) -> IndexRows:
+    """The index of some entries of one view, in their order.
+
+    Raises CacheCorruptError when they are other examples than those of the plain view.
+    """
+    found = _index_of(cache, split, view, entries)
+    if view and found.example_ids != _index_of(cache, split, 0, entries).example_ids:
+        raise CacheCorruptError(
+            f"{cache.address}: view {view} of {split} is of other examples than the plain view. Fetch it again"
+        )
+    return found
+
+
+def _index_of(cache: Cache, split: str, view: int, entries: Ints) -> IndexRows:
     records = cache.parts_of(split, view)
     blocks, within = np.divmod(entries, cache.part_size)
     ids: list[str] = [""] * len(entries)

@@ -95,7 +95,7 @@ def join_parts(
     started = time.perf_counter()
     plan = found[0].plan
     there = finished(Path(out))
-    resumed = 0
+    resumed = len(plan.layout.parts)
     if there is None or there.digest != plan.digest or not _whole(there):
         if Path(out).is_dir() and any(Path(out).iterdir()) and not overwrite:
             raise ConfigError(f"--out {out} is not empty. Name another place, or --overwrite it")

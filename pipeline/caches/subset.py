@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.caches.building import BuildReport, build, derived
-from pipeline.caches.origins import Origins, contents_of
+from pipeline.caches.origins import Origins, check_ids, contents_of
 from pipeline.caches.plan import Plan
 from pipeline.configuration import REQUIRED, Config, option
-from pipeline.errors import ConfigError, some
+from pipeline.errors import CacheCorruptError, ConfigError, some
 from pipeline.identity import SPLITS, digest_array, digest_dataset
 from pipeline.progress import Progress
 from pipeline.store import Cache, Layout, open_cache, replay_file
@@ -55,6 +55,7 @@ def run(config: SubsetConfig, progress: Progress | None = None) -> BuildReport:
     ``build``.
     """
     source = opened(config.cache)
+    check_ids(source)
     features = chosen_features(source, config.features, config.labels_only)
     entries = _chosen(config, source)
     manifest = source.manifest
@@ -200,12 +201,29 @@ def fewer_views(views: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {**plain, "count": count, **({"merged": merged} if len(merged) > 1 else {})}
 
 
+_RECORDED = {"example_id": pa.string(), "view": pa.int32(), "seed": pa.int64()}
+_LISTED = {"shape": pa.int32(), "pixels": pa.float32()}
+
+
+def recorded_table(cache: Cache) -> pa.Table | None:
+    """The views that a cache keeps as they were seen; None without any. Raises CacheCorruptError for another table."""
+    table = cache.replayed_views()
+    if table is None:
+        return None
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    lists = all(pa.types.is_list(types.get(name)) and types[name].value_type == kind for name, kind in _LISTED.items())
+    plain = all(types.get(name) == kind for name, kind in _RECORDED.items())
+    if not (lists and plain and len(table.column_names) == len(types) == len(_RECORDED) + len(_LISTED)):
+        raise CacheCorruptError(f"{cache.address}: its table of replayed views is damaged. Fetch the cache again")
+    return table
+
+
 def replayed(caches: Sequence[Cache], entries: Mapping[str, Ints], views: int) -> bytes | None:
     """views.parquet of a cache that keeps the training examples ``entries`` of the first of ``caches``.
 
     None when no recorded view is left.
     """
-    table = caches[0].replayed_views()
+    table = recorded_table(caches[0])
     if table is None or "train" not in entries:
         return None
     ids = np.asarray(caches[0].ids("train"), dtype=object)[entries["train"]].tolist()

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import encodings
 from pipeline.caches.building import BuildReport, Contents, build, derived, row_bytes
-from pipeline.caches.origins import accuracy, contents_of, everything, gather
+from pipeline.caches.origins import accuracy, check_ids, contents_of, everything, gather
 from pipeline.caches.plan import Plan
 from pipeline.caches.recoding import carried_bound, check_recoding, recode
 from pipeline.caches.subset import chosen_features, opened
@@ -56,6 +56,7 @@ def run(config: TranscodeConfig, progress: Progress | None = None) -> BuildRepor
     cannot hold, and the errors of ``build``.
     """
     source = opened(config.cache)
+    check_ids(source)
     encoding = _encoding(config, source)
     check_recoding(source.encoding, encoding, source.classes, source.address)
     features = chosen_features(source, config.features, config.labels_only)

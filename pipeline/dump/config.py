@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.configuration import REQUIRED, Config, option, parse_arguments
+from pipeline.configuration import REQUIRED, Config, option, parse_arguments, url_of
 from pipeline.devices import PRECISIONS
 from pipeline.errors import ConfigError
 from pipeline.identity import SPLITS, short
@@ -18,6 +18,8 @@ from pipeline.models import parse_features, untrained
 class DumpConfig(Config):
     """Options of ``softlabels dump``."""
 
+    OUT_AT_URL = True
+
     data: str = option(
         "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
     )
@@ -27,7 +29,7 @@ class DumpConfig(Config):
     weights: Path | None = option(
         None, "the teacher's weights: safetensors, or a checkpoint that loads with weights_only"
     )
-    out: Path = option(REQUIRED, "directory of the cache")
+    out: Path = option(REQUIRED, "directory of the cache, or a URL: s3://BUCKET/NAME, gs://...")
     views: int = option(0, "random views of each training example, besides the plain one")
     transform: str | None = option(
         None, "random view: built-ins joined by '+' (affine:degrees=15,translate=0.1), or module:factory"
@@ -72,6 +74,8 @@ class DumpConfig(Config):
         if not self.splits:
             yield "--splits should name at least one split"
         yield from self.below(batch_size=1, part_size=0, workers=0, threads=0)
+        if self.reuse and url_of(self.out) is not None:
+            yield "--reuse brings a cache to a local --out; to have one at another URL, push it there"
         if self.reuse and self.parts is not None:
             yield "--reuse brings a whole cache, and --parts makes some of one: leave out one of the two"
         try:

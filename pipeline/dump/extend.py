@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.caches.building import BuildReport, Contents, build, derived
-from pipeline.caches.origins import top_class
+from pipeline.caches.origins import check_ids, index_of, top_class
 from pipeline.caches.plan import Plan
 from pipeline.configuration import REQUIRED, Config, option
 from pipeline.dump.config import DumpConfig
@@ -25,6 +25,7 @@ from pipeline.progress import Progress, Silent
 from pipeline.sources import match, replay_views
 from pipeline.sources.replay import recorded_views
 from pipeline.store import Cache, IndexRows, Part, open_cache
+from pipeline.store.verify import check_values
 from pipeline.views import check_replay, load_inputs
 
 Ints = npt.NDArray[np.int64]
@@ -65,6 +66,7 @@ def run(config: ExtendConfig, progress: Progress | None = None) -> BuildReport:
     cache = open_cache(config.cache)
     job = prepare(_as_dumped(config, cache))
     _check_teacher(cache, job)
+    check_ids(cache)
     entry_of = _old_entries(cache, job)
     replay = check_replay(recorded_views(cache), job.views, job.dataset)
     if not replay.ok:
@@ -168,6 +170,7 @@ def _contents(cache: Cache, job: Job, part: Part, rows: Ints, entry_of: Ints) ->
     arrays: dict[str, npt.NDArray[Any]] = {}
     features: dict[str, npt.NDArray[Any]] = {}
     if len(old):
+        index_of(cache, part.split, part.view, entries[old])  # of the examples that the plain view is of
         _fill(arrays, cache.read_rows(part.split, part.view, entries[old]), old, part.entries)
         for name in job.feature_specs:
             found = cache.read_feature_rows(name, part.split, part.view, entries[old])
@@ -176,6 +179,7 @@ def _contents(cache: Cache, job: Job, part: Part, rows: Ints, entry_of: Ints) ->
     fidelity = Fidelity(job.encoding, cache.classes)
     if len(old):
         there = cache.decode({name: values[old] for name, values in arrays.items()})
+        check_values(cache, there, f"view {part.view} of {part.split}")
         fidelity.count(top_class(there), labels[old])
     stride = max(1, len(new) // SAMPLED_ENTRIES_PER_PART)
     for first in range(0, len(new), job.config.batch_size):

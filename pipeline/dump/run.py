@@ -15,6 +15,8 @@ import torch
 
 from pipeline.caches.plan import PATH as PLAN
 from pipeline.caches.plan import Plan
+from pipeline.configuration import url_of
+from pipeline.dump import remote
 from pipeline.dump.claims import Claims, Share
 from pipeline.dump.claims import folder_of as claims_folder
 from pipeline.dump.config import DumpConfig, DumpReport, PartialReport
@@ -27,6 +29,7 @@ from pipeline.outputs import write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.sources.replay import replay_table
 from pipeline.store import Cache, CacheWriter, open_cache, replay_file
+from pipeline.store.remote import PatientFiles
 from pipeline.views import view_records
 from pipeline.workspace import MARK, SharedWorkspace, Workspace, refuse_strangers
 
@@ -52,6 +55,8 @@ def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport | Pa
     share = Share.of_this_process(config.parts)
     job = prepare(config)
     out = Path(config.out)
+    if (url := url_of(config.out)) is not None:
+        return _run_at(url, job, share, progress, started)
     if (found := _found_finished(job, started)) is not None:
         return found
     if out.is_dir() and any(out.iterdir()) and not config.overwrite:
@@ -64,14 +69,7 @@ def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport | Pa
             )
         if source := reuse(job.identity, out, config.reuse, progress, overwrite=config.overwrite):
             return _finished_report(job, started, 0.0, resumed=0, reused=source)
-    plan = Plan(
-        job.identity,
-        job.layout,
-        len(job.dataset.classes),
-        tuple(job.dataset.classes),
-        job.feature_specs,
-        _views_as_seen(job),
-    )
+    plan = _plan(job)
     if not share.shared:
         with Workspace(out, job.digest) as space:
             writer = plan.writer(space.path)
@@ -90,12 +88,29 @@ def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport | Pa
         resumed = len(writer.done)
         seconds = _make_parts(job, writer, share, progress)
         if share.chosen is not None or share.rank:
-            return _partial_report(job, writer, time.perf_counter() - started, seconds)
+            there = sum(writer.look(part.number) for part in job.layout.parts)
+            return _partial_report(job, there, time.perf_counter() - started, seconds)
         with shared.alone():
             plan.finalise(writer)
             shared.commit()
         shutil.rmtree(claims_folder(shared.path), ignore_errors=True)
     return _finished_report(job, started, seconds, resumed)
+
+
+def _plan(job: Job) -> Plan:
+    classes = tuple(job.dataset.classes)
+    return Plan(job.identity, job.layout, len(classes), classes, job.feature_specs, _views_as_seen(job))
+
+
+def _run_at(url: str, job: Job, share: Share, progress: Progress, started: float) -> DumpReport | PartialReport:
+    """The same, straight to a URL: there is no scratch, and nothing to lock."""
+    made = remote.make(job, _plan(job), url, share, progress)
+    seconds = time.perf_counter() - started
+    if not made.finished:
+        return _partial_report(job, made.there, seconds, made.seconds)
+    report = _report(job, Cache(PatientFiles(url)), seconds, made.seconds, resumed=made.resumed)
+    remote.write_beside(url, report.as_dict(), again=made.resumed == report.parts)
+    return report
 
 
 def _make_parts(job: Job, writer: CacheWriter, share: Share, progress: Progress) -> float:
@@ -113,13 +128,17 @@ def _make_parts(job: Job, writer: CacheWriter, share: Share, progress: Progress)
     return seconds
 
 
-def finalize(out: Path, identity: str = "", *, overwrite: bool = False) -> Cache:
-    """Turn the parts that several processes made beside ``out`` into the cache; or find that done.
+def finalize(out: Path | str, identity: str = "", *, overwrite: bool = False) -> Cache:
+    """Turn the parts that several processes made beside ``out``, or at that URL, into the cache; or find that done.
 
     ``identity``: the first characters of the one that is meant, where parts of several caches lie there. Raises
     CacheIncompleteError when parts are missing, BusyError while they are being made, ConfigError when there is
     nothing, or more than one thing, to finish, or when ``out`` holds another cache and ``overwrite`` is not given.
     """
+    if (url := url_of(out)) is not None:
+        if overwrite:
+            raise ConfigError(f"--overwrite is for local folders: a dump at {url} has begun where nothing else was")
+        return remote.finalize(url, identity)
     out = Path(os.path.realpath(out))
     pattern = f".{glob.escape(out.name)}{MARK}*"
     plans = {path.parent: Plan.load(path.parent) for path in sorted(out.parent.glob(f"{pattern}/{PLAN}"))}
@@ -162,10 +181,9 @@ def _finished_report(job: Job, started: float, teacher_seconds: float, resumed: 
     return report
 
 
-def _partial_report(job: Job, writer: CacheWriter, seconds: float, teacher_seconds: float) -> PartialReport:
-    there = sum(writer.look(part.number) for part in job.layout.parts)
+def _partial_report(job: Job, there: int, seconds: float, teacher_seconds: float) -> PartialReport:
     return PartialReport(
-        out=str(job.config.out),
+        out=url_of(job.config.out) or str(job.config.out),
         identity=job.digest,
         parts=len(job.layout.parts),
         there=there,
@@ -207,7 +225,7 @@ def _report(
 ) -> DumpReport:
     size = sum(cache.sizes().values())
     return DumpReport(
-        out=str(job.config.out),
+        out=url_of(job.config.out) or str(job.config.out),
         identity=job.digest,
         entries=sum(part.entries for part in cache.parts),
         parts=len(cache.parts),

@@ -25,7 +25,7 @@ from pipeline.planning.angles import STUDENTS, Angles, gradient_angles, slices, 
 from pipeline.planning.config import PlanConfig, default_k
 from pipeline.planning.sampling import Sample
 from pipeline.softlabels import SoftLabels
-from pipeline.store import FileRecord, Layout, PartRecord, part_size_for, part_size_for
+from pipeline.store import FileRecord, Layout, PartRecord, part_size_for
 from pipeline.store import index as index_files
 from pipeline.store.backend import Backend
 from pipeline.store.files import MemoryFiles

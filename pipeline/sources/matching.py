@@ -52,7 +52,8 @@ def match(cache: Cache, dataset: Dataset, split: str = "train", missing: str = "
     Equal data digests address rows directly. Otherwise (reordered, a subset, grown) rows are joined by example id and
     the stored bytes of each joined example are compared by digest. What the cache does not know (an imported one: its
     class names, preprocessing, the content of its examples, its views) is named in ``unchecked``. ``missing`` says what
-    becomes of examples without labels: ``error``, ``skip`` (they leave the training set) or ``hard`` (they stay for their hard labels).
+    becomes of examples without labels: ``error``, ``skip`` (they leave the training set) or ``hard`` (they stay for
+    their hard labels).
 
     Raises CacheMismatchError: other class names or order, other preprocessing, a split that the cache lacks, the same
     id with other content, examples without labels under ``error``, or no example with labels at all.

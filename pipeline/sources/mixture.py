@@ -30,23 +30,23 @@ class Mixture:
 
     A row has labels when all sources have some. Caches among the sources must speak of the same data: each is held
     against the dataset by ``match``, and here they are held against each other (see ``check_agreement``). In a loop of
-    one's own::
+    one's own, with ``inputs`` in the order of ``order``::
 
-        parts = [CachedLabels(open_cache(a), data), CachedLabels(open_cache(b), data)]
-        labels = Mixture([(parts[0], 0.7), (parts[1], 0.3)], temperature=4.0)
-        order = parts[0].order(batch_size=64, seed=0)  # of the cache with the largest parts: see below
-        for epoch in range(3):
-            with closing(labels.stream(order, epoch)) as stream:
-                for x, rows in zip(inputs, order.epoch(epoch), strict=True):
-                    distillation_loss(student(x), stream.next(x, rows), temperature=4.0).mean().backward()
+        a, b = (CachedLabels(open_cache(address), data) for address in ("caches/a", "caches/b"))
+        labels = Mixture([(a, 0.7), (b, 0.3)], temperature=4.0)
+        order = a.order(batch_size=64, seed=0)
+        with contextlib.closing(labels.stream(order, epoch=0)) as stream:
+            for x, rows in zip(inputs, order.epoch(0), strict=True):
+                loss = distillation_loss(student(x), stream.next(x, rows), temperature=4.0).mean()
 
-    Every cache is read window by window in the one order. Where their parts are cut otherwise, a window of the order
-    takes part of some parts of the others, which are read whole: least when the order is that of the largest parts.
+    All caches are read in the one order, two of its windows of each in memory. Parts are read whole, so it should be
+    the order of the cache with the largest parts, and the caches should hold their examples in the same order.
 
     Raises ConfigError when the sources do not fit together or give labels that are not dense. Top-k labels of several
     sources keep different classes of a row: of one that a source dropped, the mean probability is not known, only of
-    those that all kept, which may leave out the largest. What can be done exactly with them is to weigh the losses:
-    ``sum_i w_i KL(p_i || q)`` and ``KL(sum_i w_i p_i || q)`` have the same gradient in the student's logits.
+    those that all kept, which may leave out the largest. Weigh their losses instead: of whole distributions,
+    ``sum_i w_i KL(p_i || q)`` and ``KL(sum_i w_i p_i || q)`` have the same gradient in the student's logits, and each
+    top-k loss is exact on the classes that its own cache kept.
     """
 
     def __init__(

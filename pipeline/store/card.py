@@ -138,12 +138,17 @@ def _lineage(steps: Any) -> Iterator[str]:
         yield ""
     for number, step in enumerate(steps[-_STEPS:], 1):
         step = _mapping(step)
-        sources = step.get("from")
-        given = sources if isinstance(sources, (list, tuple)) else [sources] if sources else []
-        of = f" of {', '.join(_digest(source) for source in given[:_MOST_NAMES])}" if given else ""
-        more = ", ..." if len(given) > _MOST_NAMES else ""
+        given = [_digest(_mapping(source).get("identity")) for source in step.get("from", ())]
+        if "format" in step:
+            files = _mapping(step.get("files"))
+            given.append(f"{_number(files.get('number'), 'file')} of {_cell(step['format'])}")
+        of = f" of {', '.join(given[:_MOST_NAMES])}{', ...' * (len(given) > _MOST_NAMES)}" if given else ""
         others = step.get("options")
-        yield f"{number}. {_cell(step.get('verb'))}{of}{more}{f', with {_cell(others)}' if others else ''}"
+        unknown = step.get("unknown")
+        yield (
+            f"{number}. {_cell(step.get('verb'))}{of}{f', with {_cell(others)}' if others else ''}"
+            f"{f'. Unknown: {_cell(unknown)}' if unknown else ''}"
+        )
     yield ""
 
 
@@ -158,7 +163,8 @@ def _faithful(manifest: Manifest) -> Iterator[str]:
 
 
 def _bound(manifest: Manifest) -> str:
-    whose = "those of what it was made from, above" if manifest.identity.get("lineage") else "those of the teacher"
+    imported = any(step["verb"] == "import" for step in manifest.lineage)
+    whose = "those that were imported" if imported else "those of the teacher"
     if manifest.bound == 0:
         return f"Exact: the logits are {whose}, to the bit."
     if manifest.temperatures:
@@ -176,8 +182,10 @@ def _compared(found: dict[str, Any]) -> Iterator[str]:
         return
     for name in ("entries_compared", "top1_agreement"):
         del found[name]
+    against = found.pop("measured_against", None)
+    whom = "the teacher while dumping" if against is None else _cell(against)
     yield (
-        f"Held against the teacher while dumping, on {_number(entries, 'entry', 'entries')}: the most probable class "
+        f"Held against {whom}, on {_number(entries, 'entry', 'entries')}: the most probable class "
         f"is the same in {_share(agreed)}."
     )
     known = all(isinstance(v, dict) and {"mean", "max"} <= v.keys() for v in kl.values()) if kl else False

@@ -32,7 +32,7 @@ MAX_BYTES = 256 * 1024 * 1024
 PROTOCOLS = frozenset(["abfs", "abfss", "az", "gcs", "gs", "http", "https", "memory", "oci", "oss", "s3", "s3a"])
 """Where objects may lie, besides ``file`` for a reference file on this machine."""
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9]*)://([^/\\?#\s\x00-\x1f\x7f]*)/([^\\\s\x00-\x1f\x7f][^\\\x00-\x1f\x7f]*)")
+_ADDRESS = re.compile(r"([a-z][a-z0-9]*)://([^/\\?#\s]*)/([^\\\s][^\\]*)")
 _MOST = 2**48
 _BLOCK = 16 * 1024 * 1024
 
@@ -81,8 +81,9 @@ def parse(data: bytes, where: str, local: bool) -> dict[str, Target]:
     targets: dict[str, Target] = {}
     places: set[str] = set()
     for path, value in found["refs"].items():
-        targets[safe_path(path)] = target = _target(value, f"{where}: {path}")
-        places.add(_place(target.url, f"{where}: {path}", local))
+        place = f"{where}: {safe_path(path)}"
+        targets[path] = target = _target(value, place)
+        places.add(_place(target.url, place, local))
         if len(places) > 1:
             both = " and ".join(sorted(places))
             raise CacheFormatError(f"{where} names objects at {both}; all objects of a cache should lie at one place")
@@ -104,7 +105,7 @@ def _target(value: Any, where: str) -> Target:
 
 def _place(url: str, where: str, local: bool) -> str:
     """Protocol and host (or bucket) of a target, found to be one that may be asked."""
-    parts = _ADDRESS.fullmatch(url) if len(url) <= 4096 else None
+    parts = _ADDRESS.fullmatch(url) if len(url) <= 4096 and url.isprintable() else None
     if parts is None or "::" in url or ".." in parts[3].split("/"):
         raise CacheCorruptError(f"{where}: {_shown(url)} is no plain address such as s3://bucket/name. Do not use it")
     protocol, host = parts[1], parts[2]

@@ -43,7 +43,8 @@ _OWN = (*(f"{name}/" for name in _FOLDERS), "*.parquet", "README.md", manifest_f
 class TransferReport:
     """What ``push`` or ``pull`` did: ``files`` went through, ``kept`` were there before.
 
-    ``parts`` of ``of_parts`` lie whole at the target; ``complete`` says that nothing of the cache is missing there.
+    ``parts`` of ``of_parts`` lie whole at the target, ``labels`` of them with index and labels; ``complete`` says that
+    nothing of the cache is missing there.
     """
 
     verb: str
@@ -54,6 +55,7 @@ class TransferReport:
     bytes: int
     kept: int
     parts: int
+    labels: int
     of_parts: int
     complete: bool
     retries: int
@@ -63,8 +65,10 @@ class TransferReport:
         """One line."""
         done = "sent" if self.verb == "push" else "fetched"
         line = f"{self.target}: {self.files:,} files, {self.bytes:,} bytes {done}, {self.kept:,} were there"
-        if not self.complete:
-            line += f"; partial, {self.parts:,} of {self.of_parts:,} parts whole: pull the rest before it is read"
+        if not self.complete and self.labels == self.of_parts:
+            line += "; all labels, without some features: it can be trained from"
+        elif not self.complete:
+            line += f"; partial, {self.labels:,} of {self.of_parts:,} parts with labels: pull the rest to train from it"
         return f"{line}; identity {self.identity[:12]}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def push(
     count_of = len(cache.parts)
     return TransferReport(
         "push", str(folder), url, cache.digest, len(sent), sum(sent.values()), len(files) + 1 - len(sent), count_of,
-        count_of, True, remote.retries,
+        count_of, count_of, True, remote.retries,
     )  # fmt: skip
 
 
@@ -234,11 +238,14 @@ def pull(
             space.commit()
     here = kept.keys() | todo.keys()
     whole = sum(all(path in here for path in part.files) for part in cache.parts)
+    labels = sum(
+        all(path in here for path in part.files if not path.startswith("features.zarr/")) for part in cache.parts
+    )
     new = 0 if ours else 1  # the manifest
     size = sum(record.size for record in todo.values()) + new * len(manifest)
     return TransferReport(
-        "pull", url, str(folder), cache.digest, len(todo) + new, size, len(kept) + 1 - new, whole, len(cache.parts),
-        here >= files.keys(), remote.retries,
+        "pull", url, str(folder), cache.digest, len(todo) + new, size, len(kept) + 1 - new, whole, labels,
+        len(cache.parts), here >= files.keys(), remote.retries,
     )  # fmt: skip
 
 

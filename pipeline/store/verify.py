@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import CacheError, SoftlabelsError
+from pipeline.errors import CacheCorruptError, CacheError, SoftlabelsError
 from pipeline.progress import Progress, Silent
 from pipeline.softlabels import Dense, SoftLabels
 from pipeline.store import index as index_files
@@ -18,7 +18,7 @@ from pipeline.store import manifest as manifest_file
 from pipeline.store.parts import FileRecord, PartRecord
 from pipeline.store.reader import Cache
 
-_BLOCK = 4 * 1024 * 1024
+_BLOCK = 16 * 1024 * 1024  # at a URL, bytes to a request
 _DATA = ("labels/", "labels.zarr/", "features.zarr/", "index/")
 
 
@@ -32,7 +32,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What ``verify`` found. ``unlisted`` are files that nobody committed and no reader looks at."""
+    """What ``verify`` found. ``unlisted`` are files that nobody committed and no reader looks at.
+
+    ``absent``: files that were not pulled, where that was allowed; nothing is known of them.
+    """
 
     address: str
     digest: str
@@ -41,6 +44,7 @@ class VerifyReport:
     entries: int
     problems: tuple[Problem, ...]
     unlisted: tuple[str, ...]
+    absent: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -51,15 +55,17 @@ class VerifyReport:
     def summary(self) -> str:
         """One line."""
         state = "sound" if self.ok else f"{len(self.problems)} problems, the first: {self.problems[0].message}"
-        return f"{self.address}: {self.files:,} files, {self.bytes:,} bytes, {self.entries:,} entries: {state}"
+        absent = f" as far as it is there: {len(self.absent):,} more files were not pulled" if self.absent else ""
+        return f"{self.address}: {self.files:,} files, {self.bytes:,} bytes, {self.entries:,} entries: {state}{absent}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {**asdict(self), "ok": self.ok}
 
 
-def verify(cache: Cache, progress: Progress | None = None) -> VerifyReport:
-    """Read the whole of ``cache`` and hold it to its digests.
+def verify(cache: Cache, progress: Progress | None = None, *, partly: bool = False) -> VerifyReport:
+    """Read the whole of ``cache`` and hold it to its digests; ``partly`` lets files of parts be absent, as after a pull
+    of some of it.
 
     For each part: sha256 of its files, the checksums of its chunks, its index against the layout, its ids against
     those of the plain view, its soft labels finite and in range. Opening the cache has checked its metadata.
@@ -70,17 +76,19 @@ def verify(cache: Cache, progress: Progress | None = None) -> VerifyReport:
     damaged: set[str] = set()
     files = size = 0
     listed = {manifest_file.PATH, *cache.manifest.files}
+    absent = {p for part in cache.parts for p in part.files if partly and cache.files.size(p) is None}
     for path, record in cache.manifest.files.items():
         problems += _digest(cache, path, record)
         files, size = files + 1, size + record.size
     with progress.bar("verify", sum(r.positions for r in cache.parts), "position") as bar:
         for part in cache.parts:
-            found = [p for path, record in part.files.items() for p in _digest(cache, path, record)]
+            there = {path: record for path, record in part.files.items() if path not in absent}
+            found = [p for path, record in there.items() for p in _digest(cache, path, record)]
             damaged.update(problem.path for problem in found)
             # A part whose bytes differ has nothing more to say, and would say it twice.
-            problems += found or list(_content(cache, part, damaged))
+            problems += found or list(_content(cache, part, damaged, absent))
             listed.update(part.files)
-            files, size = files + len(part.files), size + sum(part.sizes.values())
+            files, size = files + len(there), size + sum(record.size for record in there.values())
             bar.update(part.positions)
     strangers = [path for path in cache.files.listing() if path not in listed]
     for path in strangers:
@@ -94,6 +102,7 @@ def verify(cache: Cache, progress: Progress | None = None) -> VerifyReport:
         entries=cache.manifest.counts["entries"],
         problems=tuple(problems),
         unlisted=tuple(path for path in strangers if not path.startswith(_DATA)),
+        absent=tuple(sorted(absent)),
     )
 
 
@@ -114,14 +123,20 @@ def _digest(cache: Cache, path: str, record: FileRecord) -> list[Problem]:
     return [Problem(path, str(cache.files.corrupt(path, f"its sha256 is not {record.sha256[:12]}...")))]
 
 
-def _content(cache: Cache, part: PartRecord, damaged: Set[str]) -> Iterator[Problem]:
-    """What is wrong with a part whose bytes are as committed; some files of parts before it are ``damaged``."""
+def _content(cache: Cache, part: PartRecord, damaged: Set[str], absent: Set[str]) -> Iterator[Problem]:
+    """What is wrong with a part whose bytes are as committed; some files of parts before it are ``damaged``.
+
+    What would need an ``absent`` file is left out.
+    """
     checks: dict[str, Callable[[Cache, PartRecord], str | None]] = {
-        index_files.path_of(part.number): partial(_wrong_index, damaged=damaged),
+        index_files.path_of(part.number): partial(_wrong_index, damaged=damaged | absent),
         next(iter(cache.label_paths(part.number).values())): _wrong_labels,
         **{f"features.zarr/{name}": partial(_wrong_feature, name=name) for name in cache.feature_names},
     }
     for path, check in checks.items():
+        needed = set(cache.label_paths(part.number).values()) if check is _wrong_labels else {path}
+        if any(file in absent for file in part.files if file in needed or file.startswith(f"{path}/")):
+            continue
         try:
             wrong = check(cache, part)
         except SoftlabelsError as error:
@@ -149,6 +164,13 @@ def _wrong_labels(cache: Cache, part: PartRecord) -> str | None:
 
 def _wrong_feature(cache: Cache, part: PartRecord, name: str) -> str | None:
     return None if np.isfinite(cache.read_feature(name, part)).all() else "it is not finite"
+
+
+def check_values(cache: Cache, soft: SoftLabels, what: str) -> None:
+    """Raise CacheCorruptError when ``soft``, ``what`` of the cache, are no soft labels."""
+    wrong = wrong_values(soft)
+    if wrong is not None:
+        raise CacheCorruptError(f"{cache.address}, {what}: {wrong}. Fetch the cache again, or dump again")
 
 
 def wrong_values(soft: SoftLabels) -> str | None:

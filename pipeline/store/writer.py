@@ -318,7 +318,7 @@ class CacheWriter:
             raise error.adding(
                 f"All parts are written; the files that finish the cache take {rest:,} bytes in all"
             ) from error
-        shutil.rmtree(self.folder / JOURNAL, ignore_errors=True)
+        self._clear_journal()
         return final
 
     def finalise_as(self, committed: Files) -> None:
@@ -335,6 +335,9 @@ class CacheWriter:
                 raise committed.corrupt(path, "its sha256 is not the one in the manifest")
             self._write(path, content)
         self._write(manifest_file.PATH, data)
+        self._clear_journal()
+
+    def _clear_journal(self) -> None:
         shutil.rmtree(self.folder / JOURNAL, ignore_errors=True)
 
     def _check(self, manifest: Mapping[str, Any]) -> None:

@@ -61,6 +61,11 @@ class Learnt:
                 )
         return blocks
 
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """What the caches do not know of themselves, so that it could not be held against the data."""
+        return tuple(f"{labels.cache.address}: {what}" for labels in self.labels for what in labels.matching.unchecked)
+
     def lineage(self, space: str) -> dict[str, Any]:
         """Digest and teacher of the cache; of a mixture lists of them, the weights, and the ``space`` it is in."""
         caches = [labels.cache for labels in self.labels]

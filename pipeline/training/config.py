@@ -36,7 +36,9 @@ class TrainConfig(Recipe):
         "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
-    cache: str | None = option(None, "cache of soft labels, a path or URL; without it (and --teacher) hard labels only")
+    cache: str | None = option(
+        None, "cache of soft labels, a path or URL; without it (and --labels, --teacher) hard labels only"
+    )
     labels: tuple[str, ...] = option(
         (), "instead of --cache: several, averaged, each with its weight (1 unless given)", metavar="CACHE=WEIGHT"
     )

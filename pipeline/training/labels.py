@@ -19,8 +19,8 @@ def parse_labels(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
 
     What follows the last ``=`` is the weight when it is a number, so that a path may hold ``=`` itself.
 
-    >>> parse_labels(["caches/a=3", "caches/lr=0.1/b", "s3://bucket/lr=0.1=1"])
-    (('caches/a', 0.6), ('caches/lr=0.1/b', 0.2), ('s3://bucket/lr=0.1', 0.2))
+    >>> parse_labels(["caches/a=2", "caches/lr=0.1/b", "s3://bucket/lr=0.1=1"])
+    (('caches/a', 0.5), ('caches/lr=0.1/b', 0.25), ('s3://bucket/lr=0.1', 0.25))
 
     Raises ConfigError with every text that is no such pair, and for a cache that is named twice.
     """

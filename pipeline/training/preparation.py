@@ -24,11 +24,15 @@ from pipeline.views import Views, check_views, make_views
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task with the dataset it is over and where everything came from (``lineage``, JSON values)."""
+    """A task with the dataset it is over and where everything came from (``lineage``, JSON values).
+
+    ``unchecked``: what could not be held against the data, because a cache does not know it.
+    """
 
     task: Task
     dataset: Dataset
     lineage: dict[str, Any]
+    unchecked: tuple[str, ...] = ()
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -71,7 +75,7 @@ def prepare(config: TrainConfig) -> Prepared:
         "visits_per_epoch": task.examples,
         "labelled": int((hard[rows] >= 0).sum()),
     }
-    return Prepared(task, dataset, lineage)
+    return Prepared(task, dataset, lineage, learnt.unchecked if learnt is not None else ())
 
 
 def make_task(

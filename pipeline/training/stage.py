@@ -42,6 +42,7 @@ class TrainReport:
     lineage: dict[str, Any]
     seconds: float = 0.0
     environment: dict[str, Any] = field(default_factory=dict)
+    unchecked: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -97,6 +98,8 @@ def _run(config: TrainConfig, prepared: Prepared, ranks: Ranks, progress: Progre
     """What rank 0 does, or a process alone."""
     started = time.perf_counter()
     out = Path(config.out)
+    for what in prepared.unchecked:
+        progress.log(f"cannot be checked: {what}")
     identity = run_identity(config, prepared.lineage)
     if config.overwrite:
         refuse_strangers(out, (RECORD, "seed-*"))
@@ -104,7 +107,7 @@ def _run(config: TrainConfig, prepared: Prepared, ranks: Ranks, progress: Progre
     found = read_finished(out, RECORD, identity, overwrite=config.overwrite, options=options)
     if found is not None:
         ranks.told((None, []))
-        report = TrainReport(str(config.out), identity, found["seeds"], found["lineage"])
+        report = TrainReport(str(config.out), identity, found["seeds"], found["lineage"], unchecked=prepared.unchecked)
         write_beside(out, report.as_dict(), again=True)
         return report
     with Workspace(out, identity) as space:
@@ -117,6 +120,7 @@ def _run(config: TrainConfig, prepared: Prepared, ranks: Ranks, progress: Progre
         lineage=prepared.lineage,
         seconds=round(time.perf_counter() - started, 3),
         environment={**environment(prepared.task.device), "fits": timings},
+        unchecked=prepared.unchecked,
     )
     write_beside(out, report.as_dict())
     return report

@@ -21,14 +21,16 @@ from stages.options import SETTINGS, Command, counted, json_option
 def finalize(out: Path, identity: str, overwrite: bool, as_json: bool) -> None:
     """Turn the parts that `softlabels dump --parts` made for OUT into a cache. Needs neither teacher nor data.
 
-    Parts that are missing are named; nothing is lost, and it may be repeated.
+    OUT may be a URL. Parts that are missing are named; nothing is lost, and it may be repeated.
     """
+    from pipeline.configuration import url_of
     from pipeline.dump import finalize as finish
 
     cache = finish(out, identity, overwrite=overwrite)
-    found = {"out": str(out), "identity": cache.digest, "entries": cache.manifest.counts["entries"]}
+    where = url_of(out) or str(out)
+    found = {"out": where, "identity": cache.digest, "entries": cache.manifest.counts["entries"]}
     parts = len(cache.parts)
-    said = f"{out}: {found['entries']:,} entries in {counted(parts, 'part')}; identity {cache.digest[:12]}"
+    said = f"{where}: {found['entries']:,} entries in {counted(parts, 'part')}; identity {cache.digest[:12]}"
     click.echo(json.dumps({**found, "parts": parts}, indent=2) if as_json else said)
 
 

@@ -30,7 +30,8 @@ def describe(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     teacher, views = identity["teacher"], identity["views"]
     arguments = "".join(f", {key}={value}" for key, value in teacher.get("args", {}).items())
     yield "cache", f"{found['address']}  {identity['digest'][:12]}, format {found['format']}, store {identity['store']}"
-    made = f"weights {_known(teacher['state'])}, {_known(teacher.get('precision', ''))}"
+    precision = teacher.get("precision", "")
+    made = f"weights {_known(teacher['state'])}, {f'precision {UNKNOWN}' if precision is None else precision}"
     yield "teacher", f"{_known(teacher['reference'], 500)}{arguments}, {made}"
     yield "data", f"{identity['data']['examples']:,} examples, {_known(identity['data']['digest'])}"
     yield "preprocessing", _known(identity["preprocessing"], 500)
@@ -73,15 +74,21 @@ def _views(views: Mapping[str, Any]) -> str:
     if None in (views["transform"], views["seed"]):
         first = "view 0 is plain, others" if views.get("plain", True) else "how they were made is"
         return f"{first} {UNKNOWN}"
-    return f"{views['transform']}, seed {views['seed']}" if views["count"] > 1 else "plain only"
+    if views["count"] == 1:
+        return "plain only"
+    merged = ", ".join(f"{run['count']} of seed {run['seed']}" for run in views.get("merged", ()))
+    return f"{views['transform']}, " + (merged or f"seed {views['seed']}")
 
 
 def _step(step: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What one step of the lineage says: what it read and was told, and what it could not know."""
     said = [str(step[name]) for name in ("format",) if name in step]
+    if sources := [str(cache["identity"])[:12] for cache in step.get("from", ())]:
+        said.append(", ".join(sources))
     if files := step.get("files"):
         said.append(f"{counted(files['number'], 'file')} of {files['bytes']:,} bytes, sha256 {files['sha256'][:12]}")
-    said += [f"{key.replace('_', ' ')} {_short(value)}" for key, value in (step.get("options") or {}).items()]
+    options = {key: value for key, value in (step.get("options") or {}).items() if value not in (None, "", [], {})}
+    said += [f"{key.replace('_', ' ')} {_short(value)}" for key, value in options.items()]
     yield f"made by {step['verb']}", "; ".join(said) or "no options"
     if step.get("source"):
         yield "its source", "; ".join(f"{key} {_short(value)}" for key, value in step["source"].items())

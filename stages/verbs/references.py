@@ -189,11 +189,13 @@ def _within(found: Tracked, md5: str) -> str:
 def _missing(found: Tracked) -> list[str]:
     """Files whose objects the remote does not have."""
     names = sorted(found.objects)
+    places = [found.store.oid_to_path(found.objects[name]) for name in names]
     try:
-        there = found.store.fs.exists([found.store.oid_to_path(found.objects[name]) for name in names])
+        # One alone first: where that fails, the others are not even begun.
+        there = [found.store.fs.exists(places[0]), *found.store.fs.exists(places[1:])]
     except Exception as error:  # whatever a client of a store raises
         what = f"{found.remote.path} was not reached: {type(error).__name__}: {first_line(error)}"
-        raise CacheError(f"{what}. Check the credentials") from error
+        raise CacheError(f"{what}. Check the endpoint and the credentials") from error
     return [name for name, is_there in zip(names, there, strict=True) if not is_there]
 
 

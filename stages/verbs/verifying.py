@@ -30,11 +30,12 @@ from stages.progress import TerminalProgress
 )
 @click.option("--batch-size", type=int, help="Entries per forward pass  [default: 64]")
 @click.option("--device", help="auto, cpu, cuda, cuda:N, mps  [default: auto]")
+@click.option("--partly", is_flag=True, help="Let files be absent, as after `cache pull --parts` or --labels-only")
 @json_option
-def verify(cache: str, as_json: bool, teacher: str | None, **asked: Any) -> None:
+def verify(cache: str, as_json: bool, teacher: str | None, partly: bool, **asked: Any) -> None:
     """Check every byte of a cache: digests, chunks, index, values. CACHE is a directory or a URL.
 
-    With --teacher, its answers are recomputed too. The other options are about that.
+    With --teacher, its answers are recomputed too. The other options, but for --partly, are about that.
     """
     from pipeline.store import open_cache
     from pipeline.store import verify as verify_bytes
@@ -44,7 +45,7 @@ def verify(cache: str, as_json: bool, teacher: str | None, **asked: Any) -> None
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         need = "needs" if len(given) == 1 else "need"
         raise ConfigError(f"{names} {need} --teacher: without one, only the bytes are checked")
-    report = verify_bytes(open_cache(cache), TerminalProgress())
+    report = verify_bytes(open_cache(cache), TerminalProgress(), partly=partly)
     results: dict[str, Any] = {"bytes": report.as_dict()}
     summaries, failures = [report.summary], [f"{problem.path}: {problem.message}" for problem in report.problems]
     if teacher is not None and report.ok:

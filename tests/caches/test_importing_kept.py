@@ -114,7 +114,7 @@ def test_losses_take_such_labels() -> None:
     assert (soft.log_residual == LOWEST).any() and bound < 1e-3
     student = torch.randn(64, 40, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = distillation_loss(student, soft.map(torch.from_numpy), temperature=1.0)
-    loss.sum().backward()
+    loss.sum().backward()  # type: ignore[no-untyped-call]
     assert student.grad is not None and torch.isfinite(loss).all() and torch.isfinite(student.grad).all()
     # The gradient is the student's mass less the teacher's: right to the bound on each kept class.
     q = torch.softmax(student.detach().double(), dim=1)

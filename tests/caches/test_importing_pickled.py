@@ -45,7 +45,7 @@ def test_what_fkd_saved_is_read_as_torch_reads_it(path: Path) -> None:
 
 
 def test_arrays_and_tensors_of_every_layout() -> None:
-    values = [
+    values: list[Any] = [
         np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3)),
         np.zeros((0, 4), np.float16),
         torch.arange(12, dtype=torch.float16).reshape(3, 4)[1:],

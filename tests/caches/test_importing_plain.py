@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +366,18 @@ def test_an_import_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.M
     for path in (tmp_path / "whole").rglob("*"):
         other = tmp_path / "c" / path.relative_to(tmp_path / "whole")
         assert path.is_dir() or path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("encoding", ["dense", "topk"])
+def test_the_length_of_a_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    path = write_npz(tmp_path / "x.npz", labels=logits_of().argmax(axis=1))
+    options = {"encoding": encoding, "k": 2} if encoding == "topk" else {"dtype": "float16"}
+    one = imported(path, tmp_path / "one", **options)
+    module = importlib.import_module("pipeline.caches.importing.run")
+    monkeypatch.setattr(module, "RUN_BYTES", 3 * 8 * C)
+    monkeypatch.setattr(module, "SAMPLED", 5)
+    short = imported(path, tmp_path / "short", **options)
+    for name, values in one.read_part(0).items():
+        assert np.array_equal(values, short.read_part(0)[name])
+    assert one.manifest.bound == short.manifest.bound and one.index(0).labels.tolist() == short.index(0).labels.tolist()
+    assert (one.manifest.fidelity["entries_compared"], short.manifest.fidelity["entries_compared"]) == (11, 6)

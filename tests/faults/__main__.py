@@ -7,12 +7,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import damage, disk, fuzz, hostile, kills
+from tests.faults import damage, disk, fuzz, hostile, kills, rewriting_kills
 from tests.faults.counts import table
 
 CAMPAIGNS = {
     "kill -9 of a dump": (kills.dump_kills, 200),
     "kill -9 of a training run": (kills.training_kills, 50),
+    "kill -9 of what makes caches out of caches": (rewriting_kills.rewriting_kills, 100),
     "damaged files": (damage.campaign, 1000),
     "a full disk, and two dumps at once": (disk.disk, 60),
     "forged caches": (hostile.campaign, 1),

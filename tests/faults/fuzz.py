@@ -43,7 +43,8 @@ from pipeline.store.shard_reader import Shard
 from pipeline.store.shards import ShardPlan
 from stages.parameters import read_params
 from tests.faults.counts import Counts
-from tests.faults.forging import GROWTH, ROOM, receive, records, shard, sound_cache
+from tests.faults.forging import records, shard, sound_cache
+from tests.faults.receiving import GROWTH, ROOM, receive
 from tests.store.small import CLASSES, FEW
 
 SECONDS, MOST_BYTES = 5, 20_000

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kills import DumpWork, dump_kills, training_kills
+from tests.faults.rewriting_kills import RewritingWork, rewriting_kills
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a fork of torch is safe on Linux only")
 
@@ -23,3 +24,11 @@ def test_a_training_run_that_is_killed_ends_in_the_same_bytes(tmp_path: Path) ->
     counts = training_kills(tmp_path, times=4, seed=0)
     assert counts["kills"] == 4
     assert counts["optimiser steps done"] > counts["optimiser steps done again"]
+
+
+def test_what_makes_caches_out_of_caches_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    counts = rewriting_kills(tmp_path, times=12, seed=0)
+    assert counts["kills"] == 12
+    assert all(counts[f"killed in: {phase}"] for phase in RewritingWork.phases), counts
+    assert counts["extend: kills"] and counts["transcode: kills"] and counts["merge: kills"]
+    assert counts["parts found finished when taken up again"] > 0

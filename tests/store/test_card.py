@@ -122,14 +122,23 @@ def test_what_an_imported_cache_does_not_know_is_said_to_be_unknown(manifest: Ma
 def test_lineage_is_a_section_when_it_is_there(manifest: Manifest) -> None:
     assert "Where it comes from" not in text_of(manifest)
     steps = [
-        {"verb": "import", "from": [], "options": {}},
-        {"verb": "merge", "from": ["ab" * 32, "cd" * 32], "options": {"k": 3}},
+        {"verb": "import", "format": "fkd", "files": {"number": 3, "bytes": 9, "sha256": "x"}, "unknown": ["views"]},
+        {"verb": "merge", "from": [{"identity": "ab" * 32}, {"identity": "cd" * 32}], "options": {"k": 3}},
     ]
     text = text_of(replace(manifest, bound=0.0), lineage=steps)
-    assert (
-        '## Where it comes from\n\n1. `import`\n2. `merge` of `abababababab`, `cdcdcdcdcdcd`, with `{"k": 3}`' in text
-    )
-    assert "those of what it was made from" in text and "those of the teacher, to the bit" not in text
+    assert '## Where it comes from\n\n1. `import` of 3 files of `fkd`. Unknown: `["views"]`\n2. `merge` of' in text
+    assert 'of `abababababab`, `cdcdcdcdcdcd`, with `{"k": 3}`' in text
+    assert "those that were imported" in text and "those of the teacher, to the bit" not in text
+
+
+def test_what_a_second_encoding_was_measured_against(manifest: Manifest) -> None:
+    measured = {
+        "entries_compared": 9,
+        "top1_agreement": 1.0,
+        "measured_against": "the labels of cache abc, not the teacher",
+    }
+    text = text_of(replace(manifest, fidelity=measured))
+    assert "Held against `the labels of cache abc, not the teacher`, on 9 entries" in text
 
 
 def test_fidelity_is_in_words(manifest: Manifest) -> None:

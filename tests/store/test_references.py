@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.encodings import Dense, TopK
 from pipeline.errors import CacheCorruptError, CacheError, CacheNotFoundError, ConfigError, SoftlabelsError
@@ -337,6 +340,8 @@ HOSTILE: dict[str, Any] = {
     "a password": {"manifest.json": ["https://user:secret@host/x"]},
     "a new line": {"manifest.json": ["https://host/x\r\nHost: other"]},
     "a nul": {"manifest.json": ["s3://bu\0cket/x"]},
+    "half a character": b'{"version": 1, "refs": {"manifest.json": ["s3://bucket/\\ud800"]}}',
+    "half a name": b'{"version": 1, "refs": {"\\ud800": ["s3://bucket/x"]}}',
     "long": {"manifest.json": ["s3://bucket/" + "x" * 10_000]},
     "two places": {"manifest.json": [GOOD], "parts.parquet": ["https://other.example.org/x"]},
     "a file here": {"manifest.json": ["file:///etc/passwd"]},
@@ -360,6 +365,30 @@ def test_hostile_files_are_refused(name: str, tmp_path: Path, monkeypatch: pytes
     if name != "a file here":  # of its own machine a local file may name files: they are read as a cache
         said = CliRunner().invoke(main, ["cache", "inspect", str(tmp_path / "hostile.refs.json")])
         assert said.exit_code == 1 and isinstance(said.exception, SystemExit)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([GOOD, "manifest.json", "x"]) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["manifest.json", "x"]), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON, st.sampled_from([1, 1, 1, 2, None]))
+def test_whatever_it_holds_is_read_or_refused(refs: Any, version: Any) -> None:
+    with contextlib.suppress(SoftlabelsError):
+        found = parse(json.dumps({"version": version, "refs": refs}).encode(), "x.refs.json", local=False)
+        assert version == 1 and "manifest.json" in found
+        assert all(target.url.startswith("s3://bucket/") for target in found.values())
+
+
+@given(st.data())
+def test_a_file_with_other_bytes_is_read_or_refused(data: st.DataObject) -> None:
+    whole = bytearray(to_json({"manifest.json": GOOD, "parts.parquet": f"{GOOD}e"}))
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=3)):
+        whole[place] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(SoftlabelsError):
+        assert "manifest.json" in parse(bytes(whole), "x.refs.json", local=False)
 
 
 def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,3 +126,21 @@ def test_nothing_is_copied_but_a_copy_verifies(tmp_path: Path) -> None:
     small_cache(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert verify(open_cache(tmp_path / "b")).ok
+
+
+def test_what_was_not_pulled_may_be_absent(tmp_path: Path) -> None:
+    cache = small_cache(tmp_path / "c", Dense())
+    gone = [path for path in cache.parts[2].files if path.startswith(("labels", "features"))]
+    gone += [path for path in cache.parts[5].files if path.startswith("features")]
+    for path in gone:
+        (tmp_path / "c" / path).unlink()
+    assert len(verify(open_cache(tmp_path / "c")).problems) == len(gone)
+    report = verify(open_cache(tmp_path / "c"), partly=True)
+    assert report.ok and report.absent == tuple(sorted(gone)) and f"{len(gone)} more files" in report.summary
+    shard = tmp_path / "c" / next(path for path in cache.parts[5].files if path.startswith("labels"))
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 1
+    shard.write_bytes(data)
+    assert [p.path for p in verify(open_cache(tmp_path / "c"), partly=True).problems] == [
+        shard.relative_to(tmp_path / "c").as_posix()
+    ]

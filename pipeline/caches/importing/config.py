@@ -38,7 +38,9 @@ class ImportConfig(Config):
     split: str = option("train", "of the examples, where the source does not say", choices=SPLITS)
     views: int = option(0, "only the first so many views (epochs, crops) of the source; 0 takes all")
     encoding: str | None = option(
-        None, "how distributions are kept; default: dense, and topk where the source has the largest only"
+        None,
+        "how distributions are kept; default: dense, and topk where the source has the largest only",
+        choices=("dense", "topk"),
     )
     dtype: str = option("float32", "of the kept logits", choices=("float32", "float16", "int8"))
     k: int = option(10, "classes that topk keeps, of a source that has them all")
@@ -51,8 +53,6 @@ class ImportConfig(Config):
 
     def problems(self) -> Iterator[str]:
         yield from self.below(classes=0, views=0, part_size=0, k=1)
-        if self.encoding not in (None, "dense", "topk"):
-            yield f"--encoding should be dense or topk; found {self.encoding!r}"
         if self.made_at is not None and not 0 < self.made_at < float("inf"):
             yield f"--made-at should be a temperature above 0; found {self.made_at}"
         if ID not in self.id_template:

@@ -6,8 +6,10 @@ An ``.npz`` holds ``logits``, ``logprobs`` or ``probs`` (N, C), ``ids`` (N,), an
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -27,7 +29,16 @@ _LOCAL_HEADER = 30
 """Bytes of a zip member's fixed header; the lengths of its name and extra field are its last four."""
 
 _NAMES = {"label": "labels", "y": "labels", "splits": "split", "classes": "class_names"}
-_FAILURES = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile)
+_FAILURES = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 class NumpyTable(Table):
@@ -115,7 +126,7 @@ def _mapped(file: IO[bytes], end: int) -> npt.NDArray[Any]:
     if version not in readers:
         raise ValueError(f"its array has version {version}")
     shape, fortran, dtype = readers[version](file)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or size > end - file.tell():
         raise ValueError("it holds objects" if dtype.hasobject else f"its {shape} array is cut short")
     if not size:

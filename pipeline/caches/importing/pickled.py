@@ -12,6 +12,7 @@ import io
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -211,7 +212,16 @@ def read_arrays(data: bytes, where: str) -> list[npt.NDArray[Any]]:
     # Damaged or hostile bytes fail in any way that building from them can fail; what is built is this module's alone.
     except (pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise _refused(where, error) from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        struct.error,
+    ) as error:
         raise _refused(where, error) from error
 
 

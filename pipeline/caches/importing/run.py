@@ -16,7 +16,7 @@ from pipeline.caches.importing.config import ID, ImportConfig
 from pipeline.caches.importing.opening import open_source
 from pipeline.caches.importing.source import Batch, Facts, Source
 from pipeline.caches.plan import Plan
-from pipeline.encodings import Encoding, TopK
+from pipeline.encodings import Arrays, Encoding, TopK
 from pipeline.errors import ConfigError, DataError, EncodingError
 from pipeline.fidelity import Fidelity
 from pipeline.identity import SPLITS
@@ -26,6 +26,9 @@ from pipeline.store import IndexRows, Layout, Part, part_size_for
 VERB = "import"
 PLAIN_VIEWS = "none"
 """The description of views that are the plain images."""
+
+RUN_BYTES = 32 << 20
+"""Rows are encoded so many bytes at a time, counted as float64 of all classes."""
 
 SAMPLED = 64
 """Entries of a part that its fidelity is measured on."""
@@ -189,27 +192,45 @@ def _identity(
 
 
 def _contents(config: ImportConfig, source: Source, encoding: Encoding, classes: int, part: Part) -> Contents:
-    batch = source.read(part.split, part.view, part.first, part.entries, classes)
-    ids = [config.id_template.replace(ID, example_id) for example_id in batch.ids]
+    """One part, a run of rows after another: its labels at full length may be a hundred times what is kept."""
+    fidelity, bound = Fidelity(encoding, classes), 0.0
+    arrays: dict[str, list[npt.NDArray[Any]]] = {}
+    features: dict[str, list[npt.NDArray[Any]]] = {}
+    ids: list[str] = []
+    seeds, labels = (np.full(part.entries, -1, np.int64) for _ in range(2))
+    run_of = max(1, RUN_BYTES // (8 * classes))
+    stride = max(1, part.entries // SAMPLED)
+    for first in range(0, part.entries, run_of):
+        rows = slice(first, min(first + run_of, part.entries))
+        batch = source.read(part.split, part.view, part.first + first, rows.stop - first, classes)
+        named = [config.id_template.replace(ID, example_id) for example_id in batch.ids]
+        _check_labels(config, batch, named, classes)
+        try:
+            made, off = _encode(batch.said, encoding, classes)
+        except EncodingError as error:
+            raise _named(error, part, named) from None
+        _measure(fidelity, batch, made, slice(-first % stride, None, stride))
+        for lists, new in ((arrays, made), (features, batch.features)):
+            for name, values in new.items():
+                lists.setdefault(name, []).append(values)
+        ids += named
+        seeds[rows], labels[rows] = batch.seeds, batch.labels
+        bound = max(bound, off)
+    index = IndexRows(example_ids=ids, view=part.view, split=part.split, seeds=seeds, labels=labels, input_digests=None)
+    joined = [{name: np.concatenate(pieces) for name, pieces in lists.items()} for lists in (arrays, features)]
+    sums = fidelity.totals()
+    if not fidelity.compared:
+        sums = {name: sums[name] for name in ("labelled", "correct")}
+    return Contents(joined[0], index, joined[1], {"bound": bound, **sums})
+
+
+def _check_labels(config: ImportConfig, batch: Batch, ids: Sequence[str], classes: int) -> None:
     wrong = np.flatnonzero((batch.labels < -1) | (batch.labels >= classes))
     if len(wrong):
         raise DataError(
             f"{config.source}: hard labels should lie below {classes:,}, or be -1 for none; found "
             f"{batch.labels[wrong[0]]} of example {ids[wrong[0]]}"
         )
-    try:
-        arrays, statistics = _encode(batch, encoding, classes)
-    except EncodingError as error:
-        raise _named(error, part, ids) from None
-    index = IndexRows(
-        example_ids=ids,
-        view=part.view,
-        split=part.split,
-        seeds=batch.seeds,
-        labels=batch.labels,
-        input_digests=None,
-    )
-    return Contents(arrays, index, batch.features, statistics)
 
 
 def _named(error: EncodingError, part: Part, ids: Sequence[str]) -> EncodingError:
@@ -218,18 +239,21 @@ def _named(error: EncodingError, part: Part, ids: Sequence[str]) -> EncodingErro
     return EncodingError(f"example {ids[error.row]} of {part.split}, view {part.view}: {error}", error.row)
 
 
-def _encode(batch: Batch, encoding: Encoding, classes: int) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
-    """Stored arrays of a batch, and its statistics: the bound, and how faithful they are to what the source says."""
-    fidelity = Fidelity(encoding, classes)
-    if isinstance(batch.said, kept.Kept):
-        if not isinstance(encoding, TopK):
-            raise TypeError("top-k probabilities are kept as topk")
-        arrays, bound = kept.encode(batch.said, classes, encoding)
-        best = np.take_along_axis(batch.said.ids, batch.said.probs.argmax(axis=1)[:, None], axis=1)[:, 0]
-        fidelity.count(best.astype(np.int64), batch.labels)
-        return arrays, {"bound": bound, "labelled": fidelity.labelled, "correct": fidelity.correct}
-    arrays, bound = full.encode(batch.said, encoding)
-    fidelity.count(full.predicted(batch.said), batch.labels)
-    stride = slice(None, None, max(1, len(batch.ids) // SAMPLED))
-    fidelity.compare(batch.said.logits[stride], {name: array[stride] for name, array in arrays.items()})
-    return arrays, {"bound": bound, **fidelity.totals()}
+def _encode(said: full.Full | kept.Kept, encoding: Encoding, classes: int) -> tuple[dict[str, npt.NDArray[Any]], float]:
+    """Stored arrays and their bound."""
+    if isinstance(said, full.Full):
+        return full.encode(said, encoding)
+    if not isinstance(encoding, TopK):
+        raise TypeError("top-k probabilities are kept as topk")
+    return kept.encode(said, classes, encoding)
+
+
+def _measure(fidelity: Fidelity, batch: Batch, arrays: Arrays, sample: slice) -> None:
+    """Count the teacher's hits, and hold some rows to what the source says of all classes, where it does."""
+    said = batch.said
+    if isinstance(said, full.Full):
+        fidelity.count(full.predicted(said), batch.labels)
+        fidelity.compare(said.logits[sample], {name: array[sample] for name, array in arrays.items()})
+        return
+    best = np.take_along_axis(said.ids, said.probs.argmax(axis=1)[:, None], axis=1)[:, 0]
+    fidelity.count(best.astype(np.int64), batch.labels)
