@@ -281,7 +281,7 @@ def test_a_split_that_is_empty_is_an_error(options: dict[str, Any], tmp_path: Pa
 
 def test_all_problems_come_together():
     with pytest.raises(ConfigError) as caught:
-        DumpConfig(out=Path("s3://bucket/x"), views=-1, batch_size=0, features=("a b=c",), encoding="dens")  # type: ignore[arg-type]
+        DumpConfig(out=Path("https://host/x"), views=-1, batch_size=0, features=("a b=c",), encoding="dens")  # type: ignore[arg-type]
     assert len(caught.value.problems) == 7
     assert "random weights" in str(caught.value)
     assert "--features" in str(caught.value)

@@ -18,7 +18,7 @@ from pipeline.encodings import Arrays, Encoding
 from pipeline.errors import CacheError, ConfigError
 from pipeline.identity import digest, short
 from pipeline.progress import Progress, Silent
-from pipeline.store import Cache, FeatureSpec, Group, IndexRows, Part, open_cache
+from pipeline.store import Cache, FeatureSpec, IndexRows, Part, open_cache
 from pipeline.workspace import Workspace, refuse_strangers
 
 OWN = ("manifest.json", "parts.parquet", "views.parquet", "README.md", "index*", "labels*", "features.zarr*")

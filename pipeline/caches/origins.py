@@ -68,19 +68,16 @@ def everything(cache: Cache) -> Origins:
 
 def gather(
     origins: Origins, part: Part, features: Sequence[str], length: int
-) -> tuple[dict[str, npt.NDArray[Any]], IndexRows, dict[str, npt.NDArray[Any]]]:
-    """Stored arrays, index and features of a part, out of the caches where its entries lie.
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """Stored arrays and features of a part, or of some entries of one, out of the caches where they lie.
 
     Raises CacheCorruptError for what ``verify`` would name: a new cache is not made of it.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     kept: dict[str, npt.NDArray[Any]] = {}
-    ids: list[str] = [""] * part.entries
-    digests: list[str] | None = [""] * part.entries
-    seeds, labels = np.zeros(part.entries, np.int64), np.full(part.entries, -1, np.int64)
     for piece in origins.pieces(part):
-        cache, view, places, entries = piece.cache, piece.view, piece.places, piece.entries
-        positions = (places[:, None] * length + np.arange(length)).reshape(-1)
+        cache, view, entries = piece.cache, piece.view, piece.entries
+        positions = (piece.places[:, None] * length + np.arange(length)).reshape(-1)
         stored = cache.read_rows(part.split, view, entries)
         check_values(cache, cache.decode(stored), f"view {view} of {part.split}")
         _place(arrays, stored, positions, part.positions)
@@ -89,24 +86,24 @@ def gather(
             if not np.isfinite(found).all():
                 raise CacheCorruptError(f"{cache.address}: feature {name} is not finite. Fetch the cache again")
             _place(kept, {name: found}, positions, part.positions)
-        index = index_of(cache, part.split, view, entries)
-        for place, example_id in zip(places.tolist(), index.example_ids, strict=True):
-            ids[place] = example_id
-        seeds[places], labels[places] = index.seeds, index.labels
-        if index.input_digests is None or digests is None:
+    return arrays, kept
+
+
+def gather_index(origins: Origins, part: Part) -> IndexRows:
+    """The index of a part out of the caches where its entries lie. Raises as ``gather`` does."""
+    ids: list[str] = [""] * part.entries
+    digests: list[str] | None = [""] * part.entries if part.view == 0 else None
+    seeds, labels = np.zeros(part.entries, np.int64), np.full(part.entries, -1, np.int64)
+    for piece in origins.pieces(part):
+        index = index_of(piece.cache, part.split, piece.view, piece.entries)
+        seeds[piece.places], labels[piece.places] = index.seeds, index.labels
+        if index.input_digests is None:
             digests = None
-        else:
-            for place, content in zip(places.tolist(), index.input_digests, strict=True):
-                digests[place] = content
-    index = IndexRows(
-        example_ids=ids,
-        view=part.view,
-        split=part.split,
-        seeds=seeds,
-        labels=labels,
-        input_digests=digests if part.view == 0 else None,
-    )
-    return arrays, index, kept
+        for number, place in enumerate(piece.places.tolist()):
+            ids[place] = index.example_ids[number]
+            if digests is not None and index.input_digests is not None:
+                digests[place] = index.input_digests[number]
+    return IndexRows(ids, part.view, part.split, seeds, labels, digests)
 
 
 def _place(out: dict[str, npt.NDArray[Any]], found: Arrays, positions: Ints, total: int) -> None:
@@ -163,7 +160,8 @@ def contents_of(
     Nobody asks the teacher again, so how faithful the labels are cannot be measured here: the statistics of a source's
     part are taken over where the very same entries make up the new one.
     """
-    arrays, index, kept = gather(origins, part, features, length)
+    arrays, kept = gather(origins, part, features, length)
+    index = gather_index(origins, part)
     pieces = origins.pieces(part)
     statistics: dict[str, float] = dict(_same_part(pieces, part))
     if not statistics:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import encodings
 from pipeline.caches.building import BuildReport, Contents, build, derived, row_bytes
-from pipeline.caches.origins import accuracy, check_ids, contents_of, everything, gather
+from pipeline.caches.origins import check_ids, contents_of, everything, gather, gather_index, top_class
 from pipeline.caches.plan import Plan
 from pipeline.caches.recoding import carried_bound, check_recoding, recode
 from pipeline.caches.subset import chosen_features, opened
 from pipeline.configuration import REQUIRED, Config, option
-from pipeline.encodings import Encoding, TopK
+from pipeline.encodings import Arrays, Encoding, TopK
 from pipeline.errors import ConfigError, EncodingError
 from pipeline.fidelity import Fidelity
 from pipeline.identity import short
@@ -22,6 +25,9 @@ from pipeline.progress import Progress
 from pipeline.store import Cache, Layout, Part, part_size_for
 
 SAMPLED_ENTRIES_PER_PART = 64
+BLOCK_BYTES = 32 << 20
+"""So many bytes of soft labels are decoded at a time."""
+
 SAME = "same"
 
 
@@ -130,23 +136,37 @@ def _encoding(config: TranscodeConfig, source: Cache) -> Encoding:
 
 
 def _recoded(source: Cache, part: Part, encoding: Encoding, features: tuple[str, ...]) -> Contents:
-    """A part in another encoding, with what the second encoding costs measured on some of its rows."""
-    length = source.manifest.layout.length
-    old, index, kept = gather(everything(source), part, features, length)
-    soft = source.decode(old)
-    try:
-        arrays = recode(soft, encoding, source.classes)
-    except EncodingError as error:
-        row = error.row or 0
-        where = f"example {index.example_ids[row // length]}, view {part.view}"
-        raise EncodingError(f"{where}: {error}", error.row) from None
-    own = encoding.bound(arrays, source.classes)
-    stride = max(1, part.positions // SAMPLED_ENTRIES_PER_PART)
+    """A part in another encoding, with what the second encoding costs measured on some of its rows.
+
+    Block by block: a part of the new cache can be many of the old one, which are never held decoded.
+    """
+    length, origins = source.manifest.layout.length, everything(source)
+    index = gather_index(origins, part)
     compared = Fidelity(encoding, source.classes)
-    compared.compare(soft.map(lambda rows: rows[::stride]), {name: rows[::stride] for name, rows in arrays.items()})
+    stride = max(1, part.positions // SAMPLED_ENTRIES_PER_PART)
+    made: list[tuple[Arrays, Arrays]] = []
+    own = 0.0
+    step = max(1, BLOCK_BYTES // (4 * source.classes * length))
+    for first in range(0, part.entries, step):
+        entries = min(step, part.entries - first)
+        block = replace(part, first=part.first + first, entries=entries, positions=entries * length)
+        old, kept = gather(origins, block, features, length)
+        soft = source.decode(old)
+        try:
+            arrays = recode(soft, encoding, source.classes)
+        except EncodingError as error:
+            where = f"example {index.example_ids[first + (error.row or 0) // length]}, view {part.view}"
+            raise EncodingError(f"{where}: {error}", error.row) from None
+        own = max(own, encoding.bound(arrays, source.classes))
+        sample = slice(-first * length % stride, None, stride)
+        some = soft.map(operator.itemgetter(sample))
+        compared.compare(some, {name: rows[sample] for name, rows in arrays.items()})
+        if length == 1:
+            compared.count(top_class(soft), index.labels[first : first + entries])
+        made.append((arrays, kept))
     statistics = {
         **compared.totals(),
-        **accuracy(soft, index.labels, encoding, length),
         "bound": carried_bound(source.manifest.bound, source.encoding, encoding, own),
     }
-    return Contents(arrays, index, kept, statistics)
+    arrays = {name: np.concatenate([each[name] for each, _ in made]) for name in made[0][0]}
+    return Contents(arrays, index, {n: np.concatenate([kept[n] for _, kept in made]) for n in features}, statistics)

@@ -393,7 +393,7 @@ def test_replayed_views_of_what_is_left(tmp_path: Path) -> None:
             "example_id": ["train/0", "train/1"],
             "view": pa.array([1, 2], pa.int32()),
             "seed": [1, 2],
-            "shape": [[1], [1]],
+            "shape": pa.array([[1], [1]], pa.list_(pa.int32())),
             "pixels": pa.array([[0.5], [0.25]], pa.list_(pa.float32())),
         }
     )
