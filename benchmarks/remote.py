@@ -73,11 +73,11 @@ def measure(settings: Settings, local: Cache, data: Points, options: dict[str, A
         found,
         (
             f"An S3 server on the loopback (benchmarks/object_server.py, a process of its own) that waits "
-            f"{DELAY * 1e3:.0f} ms before each answer. Without the wait, and read by {THREADS} threads without anything "
+            f"{DELAY * 1e3:.0f} ms before each answer. Without the wait, and read by {THREADS} threads and nothing "
             f"else, it gives {plain / 1e6:,.0f} MB/s: less than that cannot be told from a slow network. The cache has "
             f"{size / 1e6:,.0f} MB. Server, fetching and student share the machine's cores.",
             "Cold: copies go into an empty folder, four files at once; each is written to the disk (fsync) and held to "
-            f"its sha256. The clock starts when the first window ({WINDOW} parts) has been used. Warm: the folder holds "
+            f"its sha256. The clock starts when the first window ({WINDOW} parts) has been used. Warm: the folder has "
             "all parts. From the disk: the same stream from the local cache. All in the page cache.",
             f"A step elsewhere waits {STEP * 1e3:.0f} ms, as for a GPU; the CPU student computes about as long, on "
             f"{torch.get_num_threads()} threads.",

@@ -124,7 +124,7 @@ def build(
     if (found := finished(out)) is not None and found.digest == plan.digest:
         return report(found, len(found.parts))
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ConfigError(_occupied(out, found, plan))
+        raise ConfigError(occupied(out, found, plan.identity))
     refuse_strangers(out, OWN)
     with Workspace(out, plan.digest) as space:
         writer = plan.writer(space.path)
@@ -157,12 +157,13 @@ def finished(out: Path) -> Cache | None:
         return None
 
 
-def _occupied(out: Path, found: Cache | None, plan: Plan) -> str:
+def occupied(out: Path, found: Cache | None, identity: Mapping[str, Any]) -> str:
+    """The message for an output that holds something else than the cache of ``identity``: ``found``, or no cache."""
     if found is None:
         return f"--out {out} is not empty and not a finished cache. Name another place, or --overwrite it"
-    differs = [key for key in plan.identity if key != "digest" and found.identity.get(key) != plan.identity[key]]
+    differs = [key for key in identity if key != "digest" and found.identity.get(key) != identity[key]]
     return (
-        f"--out {out} holds cache {short(found.digest)}, this would make {short(plan.digest)} "
+        f"--out {out} holds cache {short(found.digest)}, this would make {short(str(identity['digest']))} "
         f"(other {', '.join(differs)}). Name another place, or --overwrite it"
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.caches.building import OWN, finished, occupied
 from pipeline.caches.plan import PATH as PLAN
 from pipeline.caches.plan import Plan
 from pipeline.configuration import url_of
@@ -23,7 +24,7 @@ from pipeline.dump.config import DumpConfig, DumpReport, PartialReport
 from pipeline.dump.job import Job, prepare
 from pipeline.dump.parts import write_parts
 from pipeline.dump.reuse import reuse
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.identity import short
 from pipeline.outputs import write_beside
 from pipeline.progress import Progress, Silent
@@ -34,9 +35,6 @@ from pipeline.views import view_records
 from pipeline.workspace import MARK, SharedWorkspace, Workspace, refuse_strangers
 
 REPLAYED_EXAMPLES = 8
-OWN = ("manifest.json", "parts.parquet", "views.parquet", "README.md", "index*", "labels*", "features.zarr*")
-"""What a cache consists of: --overwrite deletes nothing else."""
-
 POLL_SECONDS = 0.5
 
 
@@ -60,7 +58,7 @@ def run(config: DumpConfig, progress: Progress | None = None) -> DumpReport | Pa
     if (found := _found_finished(job, started)) is not None:
         return found
     if out.is_dir() and any(out.iterdir()) and not config.overwrite:
-        raise ConfigError(_occupied(out, job))
+        raise ConfigError(occupied(out, finished(out), job.identity))
     refuse_strangers(out, OWN)
     if config.reuse:
         if share.shared:
@@ -143,7 +141,7 @@ def finalize(out: Path | str, identity: str = "", *, overwrite: bool = False) ->
     pattern = f".{glob.escape(out.name)}{MARK}*"
     plans = {path.parent: Plan.load(path.parent) for path in sorted(out.parent.glob(f"{pattern}/{PLAN}"))}
     plans = {path: plan for path, plan in plans.items() if plan.digest.startswith(identity)}
-    if not plans and (cache := _finished(out)) is not None and cache.digest.startswith(identity):
+    if not plans and (cache := finished(out)) is not None and cache.digest.startswith(identity):
         return cache
     if len(plans) != 1:
         there = ", ".join(short(plan.digest) for plan in plans.values()) or "none"
@@ -152,7 +150,7 @@ def finalize(out: Path | str, identity: str = "", *, overwrite: bool = False) ->
             + (". Name one with --identity" if plans else "")
         )
     ((folder, plan),) = plans.items()
-    if not overwrite and (cache := _finished(out)) is not None and cache.digest != plan.digest:
+    if not overwrite and (cache := finished(out)) is not None and cache.digest != plan.digest:
         raise ConfigError(
             f"{out} holds cache {short(cache.digest)}, these parts make {short(plan.digest)}. Move or --overwrite it"
         )
@@ -166,7 +164,7 @@ def finalize(out: Path | str, identity: str = "", *, overwrite: bool = False) ->
 
 def _found_finished(job: Job, started: float) -> DumpReport | None:
     out = Path(job.config.out)
-    cache = _finished(out) if (out / "manifest.json").is_file() else None
+    cache = finished(out) if (out / "manifest.json").is_file() else None
     if cache is None or cache.digest != job.digest:
         return None
     report = _report(job, cache, time.perf_counter() - started, 0.0, resumed=len(cache.parts))
@@ -200,24 +198,6 @@ def _views_as_seen(job: Job) -> bytes | None:
     if not entries:
         return None
     return replay_file(replay_table(view_records(job.views, job.dataset, entries)))
-
-
-def _finished(out: Path) -> Cache | None:
-    try:
-        return open_cache(out)
-    except CacheError:
-        return None
-
-
-def _occupied(out: Path, job: Job) -> str:
-    cache = _finished(out) if (out / "manifest.json").is_file() else None
-    if cache is None:
-        return f"--out {out} is not empty and not a finished cache. Name another place, or --overwrite it"
-    differs = [key for key in job.identity if key != "digest" and cache.identity.get(key) != job.identity[key]]
-    return (
-        f"--out {out} holds cache {short(cache.digest)}, this dump would make {short(job.digest)} "
-        f"(other {', '.join(differs)}). Name another place, or --overwrite it"
-    )
 
 
 def _report(

@@ -367,6 +367,8 @@ class Cache:
         out = {n: np.empty((len(rows), length, *shapes[n][0]), shapes[n][1]) for n in names}
         for block in np.unique(blocks).tolist():
             record = records[block]
+            # A part that claims more than its files hold is refused for a single row, too: rows add up.
+            self._check_room(backend, record.positions, record)
             here = np.flatnonzero(blocks == block)
             positions = (within[here, None] * length + np.arange(length)).reshape(-1)
             found = backend.read_rows(self.files, record, positions, names)
