@@ -211,7 +211,10 @@ def recorded_table(cache: Cache) -> pa.Table | None:
     if table is None:
         return None
     types = dict(zip(table.column_names, table.schema.types, strict=True))
-    lists = all(pa.types.is_list(types.get(name)) and types[name].value_type == kind for name, kind in _LISTED.items())
+    lists = all(
+        name in types and pa.types.is_list(types[name]) and types[name].value_type == kind
+        for name, kind in _LISTED.items()
+    )
     plain = all(types.get(name) == kind for name, kind in _RECORDED.items())
     if not (lists and plain and len(table.column_names) == len(types) == len(_RECORDED) + len(_LISTED)):
         raise CacheCorruptError(f"{cache.address}: its table of replayed views is damaged. Fetch the cache again")
