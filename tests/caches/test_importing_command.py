@@ -16,6 +16,7 @@ from pipeline.datasets import load_dataset
 from pipeline.dump import DumpConfig
 from pipeline.errors import CacheMismatchError
 from pipeline.models import build_model, load_weights, save_weights
+from pipeline.progress import Silent
 from pipeline.softlabels import Dense
 from pipeline.store import Cache, open_cache
 from pipeline.training import TrainConfig
@@ -143,3 +144,32 @@ def test_labels_of_other_examples_are_refused(dumped: tuple[Path, str, Cache], t
     with pytest.raises(CacheMismatchError, match="labels for none of the 60 train examples"):
         training.run(TrainConfig(data=data, cache=str(tmp_path / "imported"), student="cnn-2", out=tmp_path / "run"))
     assert len(load_dataset(data, {})) == 130
+
+
+def test_train_says_what_it_cannot_check(dumped: tuple[Path, str, Cache], tmp_path: Path) -> None:
+    folder, data, cache = dumped
+    ids = cache.ids("train")
+    logits = np.random.default_rng(0).normal(size=(len(ids), 3)).astype(np.float32)
+    np.savez(tmp_path / "published.npz", logits=logits, ids=np.array(ids))
+    softlabels_cache("import", tmp_path / "published.npz", "--out", tmp_path / "cache")
+    said = Said()
+    config = TrainConfig(data=data, cache=str(tmp_path / "cache"), student="cnn-2", out=tmp_path / "run", epochs=1)
+    report = training.run(config, said)
+    unchecked = [line for line in said.lines if line.startswith("cannot be checked: ")]
+    assert len(unchecked) == len(report.unchecked) == 4
+    for words in ("order of the classes", "inputs were prepared", "joined by id alone", "which views"):
+        assert any(words in line for line in unchecked)
+    known = Said()
+    dumped_config = TrainConfig(data=data, cache=cache.address, student="cnn-2", out=tmp_path / "known", epochs=1)
+    assert training.run(dumped_config, known).unchecked == ()
+    assert folder.exists() and not [line for line in known.lines if "cannot be checked" in line]
+
+
+class Said(Silent):
+    """Progress that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
