@@ -19,13 +19,20 @@ NAME = "softlabels-fetch"
 class FetchQueue:
     """What ``fetch(path)`` is called for, in the order of asking, by at most ``threads`` threads.
 
+    Nothing is, where all that is asked for ``is_there``.
     Of the files ``records``, at most ``most_bytes`` are fetched and not read yet; others are left to their reader. An
     error is raised once, by ``turn`` of the reader who needs the file.
     """
 
     def __init__(
-        self, fetch: Callable[[str], None], records: Mapping[str, FileRecord], most_bytes: int, threads: int = THREADS
+        self,
+        fetch: Callable[[str], None],
+        is_there: Callable[[str], bool],
+        records: Mapping[str, FileRecord],
+        most_bytes: int,
+        threads: int = THREADS,
     ) -> None:
+        self._is_there = is_there
         self._fetch, self._records, self._most_bytes, self._threads = fetch, records, most_bytes, threads
         self._changed = threading.Condition()
         self._asked: dict[str, object] = {}  # path -> who asked
@@ -36,10 +43,12 @@ class FetchQueue:
 
     def ask(self, owner: object, paths: Iterable[str]) -> None:
         """Have ``paths`` fetched for ``owner``, after what was asked for before."""
+        wanted = [path for path in paths if path in self._records and self._records[path].size <= self._most_bytes]
+        if all(self._is_there(path) for path in wanted):
+            return
         with self._changed:
-            for path in paths:
-                record = self._records.get(path)
-                if record is not None and record.size <= self._most_bytes and path not in self._unread:
+            for path in wanted:
+                if path not in self._unread:
                     self._asked.setdefault(path, owner)
             while self._running < min(self._threads, len(self._asked)):
                 self._running += 1

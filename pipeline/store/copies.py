@@ -55,7 +55,7 @@ class CopiedFiles(Files):
         self.most_bytes = most_bytes
         self._remote, self._records = remote, records
         self._room = threading.Lock()
-        self._queue = FetchQueue(self._fetch_ahead, records, most_bytes)
+        self._queue = FetchQueue(self._fetch_ahead, self._is_there, records, most_bytes)
 
     def size(self, path: str) -> int | None:
         self._queue.settle(path)
@@ -104,11 +104,18 @@ class CopiedFiles(Files):
             os.utime(place)  # the last use, by which copies are chosen to go
         return cast(BinaryIO, open(place, "rb", buffering=0))
 
-    def _fetch_ahead(self, path: str) -> None:
+    def _is_there(self, path: str) -> bool:
+        """Whether there is a copy; if so, it is about to be used."""
         record = self._records[path]
+        if not self._there(record):
+            return False
         with contextlib.suppress(OSError):
-            os.utime(self._place(record))  # about to be used
-        self._fetch(path, record, ahead=True)
+            os.utime(self._place(record))
+        return True
+
+    def _fetch_ahead(self, path: str) -> None:
+        if not self._is_there(path):
+            self._fetch(path, self._records[path], ahead=True)
 
     def _fetch(self, path: str, record: FileRecord, *, ahead: bool) -> bool:
         """Have a copy; False when there is no room for it. What others will read soon makes room only for a reader."""

@@ -86,7 +86,9 @@ class Fetching:
         self.begun: list[str] = []
         self.gate = threading.Semaphore(0)
         self.paths = [f"file-{number}" for number in range(count)]
-        self.queue = FetchQueue(self, {path: FileRecord("0" * 64, 10) for path in self.paths}, most_bytes)
+        self.queue = FetchQueue(
+            self, lambda path: False, {path: FileRecord("0" * 64, 10) for path in self.paths}, most_bytes
+        )
 
     def __call__(self, path: str) -> None:
         self.begun.append(path)
@@ -164,8 +166,10 @@ def test_what_is_asked_for_is_there_when_it_is_read(folder: Path, asked: Counter
     read_all(cache)  # overtakes the threads, or waits for them
     assert {path: times for path, times in asked.items() if "/c." in path} == dict.fromkeys(labels_of(cache), 1)
     assert wait_until(lambda: not threads())
-    ahead.close()
     before = asked.total()
+    ahead.ask(labels_of(cache))
+    assert not threads()  # there is nothing for them to do
+    ahead.close()
     read_all(cache)
     assert asked.total() == before
 
