@@ -89,6 +89,24 @@ class Fidelity:
         return sums
 
 
+def possible(statistics: Mapping[str, float], positions: int) -> bool:
+    """Whether ``statistics`` can be the totals of a part of so many positions; what is none of them can be anything.
+
+    >>> possible({"compared": 3, "agreed": 4}, 8), possible({"compared": 3, "agreed": 3, "bound": 0.1}, 8)
+    (False, True)
+    """
+
+    def at_most(name: str, most: float) -> bool:
+        return 0 <= statistics.get(name, 0.0) <= most
+
+    compared = statistics.get("compared", 0.0)
+    counts = at_most("labelled", positions) and at_most("correct", statistics.get("labelled", 0.0))
+    counts = counts and at_most("compared", positions) and at_most("agreed", compared)
+    sums = [name for name in statistics if name.startswith("kl_sum_T")]
+    largest = {name: statistics.get(name.replace("sum", "max"), -1.0) for name in sums}
+    return counts and all(largest[n] >= 0 and at_most(n, compared * largest[n] * 1.001 + 1e-9) for n in sums)
+
+
 def summarise(parts: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, Any]:
     """The fidelity of a cache from the (split, statistics) of its parts, as the manifest keeps it.
 

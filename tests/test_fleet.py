@@ -199,7 +199,7 @@ def test_a_part_is_claimed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     from pipeline.caches.plan import Plan
 
-    plan = Plan(job.identity, job.layout, 10, job.dataset.classes, job.feature_specs, None)
+    plan = Plan(job.identity, job.layout, 3, job.dataset.classes, job.feature_specs, None)
     scratch = home / ".c.softlabels-x"
     scratch.mkdir()
     plan.save(scratch)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline.caches.plan import Plan
 from pipeline.encodings import Arrays, Encoding
 from pipeline.errors import CacheError, ConfigError
-from pipeline.identity import digest, short
+from pipeline.identity import canonical_json, digest, short
 from pipeline.progress import Progress, Silent
 from pipeline.store import Cache, FeatureSpec, IndexRows, Part, open_cache
 from pipeline.workspace import Workspace, refuse_strangers
@@ -170,11 +170,11 @@ def occupied(out: Path, found: Cache | None, identity: Mapping[str, Any]) -> str
 
 def steps_before(caches: Sequence[Cache]) -> Iterator[Mapping[str, Any]]:
     """The lineage of a cache that is made from ``caches``, up to its own step: theirs, each step once."""
-    seen: list[Mapping[str, Any]] = []
+    seen: set[bytes] = set()
     for cache in caches:
         for step in cache.manifest.lineage:
-            if step not in seen:
-                seen.append(step)
+            if (said := canonical_json(step)) not in seen:
+                seen.add(said)
                 yield step
 
 

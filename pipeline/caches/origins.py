@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pipeline.caches.building import Contents
 from pipeline.encodings import Arrays, Encoding
 from pipeline.errors import CacheCorruptError
-from pipeline.fidelity import Fidelity
+from pipeline.fidelity import Fidelity, possible
 from pipeline.softlabels import SoftLabels, TopK
 from pipeline.store import Cache, IndexRows, Part
 from pipeline.store.verify import check_values
@@ -178,7 +178,7 @@ def _same_part(pieces: Sequence[Piece], part: Part) -> Mapping[str, float]:
     block, rest = divmod(int(piece.entries[0]), piece.cache.part_size)
     record = piece.cache.parts_of(part.split, piece.view)[block]
     whole = not rest and record.entries == part.entries and bool((np.diff(piece.entries) == 1).all())
-    return record.statistics if whole else {}
+    return record.statistics if whole and possible(record.statistics, record.positions) else {}
 
 
 def accuracy(soft: SoftLabels, labels_N: Ints, encoding: Encoding, length: int) -> dict[str, float]:

@@ -106,8 +106,8 @@ def join_parts(
             writer = plan.writer(space.path)
             resumed = len(writer.done)
             with progress.bar("merge", len(plan.layout.parts), "part", resumed) as bar:
-                for part in plan.layout.parts:
-                    if not writer.look(part.number) and _adopt(writer, part.number, found, known, progress):
+                for number in sorted({record.number for each in found for record in each.records}):
+                    if not writer.look(number) and _adopt(writer, number, found, known, progress):
                         bar.update(1)
             if committed is None or len(writer.done) < len(plan.layout.parts):
                 plan.finalise(writer)  # raises, naming what is missing, where something is

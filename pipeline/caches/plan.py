@@ -6,7 +6,6 @@ neither the teacher nor the data.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,21 @@ from typing import Any
 
 from pipeline import encodings
 from pipeline.encodings import Encoding
-from pipeline.errors import CacheIncompleteError, SoftlabelsError
-from pipeline.fidelity import summarise
+from pipeline.errors import CacheCorruptError, CacheError, CacheIncompleteError, ConfigError
+from pipeline.fidelity import possible, summarise
 from pipeline.identity import canonical_json, digest
 from pipeline.store import CacheWriter, FeatureSpec, Layout, Manifest
+from pipeline.store.files import LocalFiles
+from pipeline.store.identity_fields import format_of
+from pipeline.store.manifest import MAX_BYTES, json_of, parse
+from pipeline.store.parts import LEAST_BYTES
 from pipeline.workspace import write_atomic
 
 PATH = "plan.json"
 REPLAY = "plan-views.parquet"
+
+MOST_PARTS = 500_000
+"""Of a plan that is left for other processes: more would take them memory that nothing on disk speaks for."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,25 @@ class Plan:
         )
 
     def _fidelity(self, writer: CacheWriter) -> dict[str, Any]:
+        for record in writer.records:
+            if not possible(record.statistics, record.positions):
+                raise CacheCorruptError(
+                    f"{writer.folder}: part {record.number} has statistics that cannot be: {record.statistics}. "
+                    "Dump it again"
+                )
         found = summarise((record.split, record.statistics) for record in writer.records)
         return found if self.measured_against is None else {**found, "measured_against": self.measured_against}
 
     def save(self, folder: Path) -> None:
-        """Leave the plan in a scratch directory. Every process that shares a dump writes the same."""
+        """Leave the plan in a scratch directory. Every process that shares a dump writes the same.
+
+        Raises ConfigError for more than MOST_PARTS parts.
+        """
+        if len(self.layout.parts) > MOST_PARTS:
+            raise ConfigError(
+                f"several processes share at most {MOST_PARTS:,} parts; here are {len(self.layout.parts):,}. Choose a "
+                "larger --part-size"
+            )
         body = {
             "identity": dict(self.identity),
             "classes": self.classes,
@@ -96,21 +116,47 @@ class Plan:
     def load(cls, folder: Path) -> Plan:
         """The plan in a scratch directory. Raises CacheIncompleteError when there is none that can be read."""
         try:
-            body = json.loads((folder / PATH).read_bytes())
+            files = LocalFiles(folder)
+            body = json_of(files.read(PATH, limit=MAX_BYTES))
             stated = body.pop("digest")
             if stated != digest(body):
                 raise ValueError("it does not have its own digest")
-            splits = {split: (int(e), int(v)) for split, (e, v) in body["splits"].items()}
+            planned = _planned(body, str(folder / PATH))
             return cls(
-                identity=body["identity"],
-                layout=Layout.of(splits, int(body["identity"]["part_size"]), int(body["length"])),
-                classes=int(body["classes"]),
-                class_names=tuple(body["class_names"]),
-                features={name: FeatureSpec(tuple(shape)) for name, shape in body["features"].items()},
-                replay=(folder / REPLAY).read_bytes() if body["replay"] else None,
+                identity=planned.identity,
+                layout=planned.layout,
+                classes=planned.classes,
+                class_names=planned.class_names,
+                features=planned.features,
+                replay=files.read(REPLAY, limit=MAX_BYTES) if body["replay"] else None,
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SoftlabelsError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, CacheError) as error:
             raise CacheIncompleteError(
                 f"{folder / PATH} cannot be read ({error}). Run the dump again with the same options: it goes on from "
                 "the parts that are there"
             ) from error
+
+
+def _planned(body: dict[str, Any], where: str) -> Manifest:
+    """What a plan says, held to all that a manifest may say."""
+    identity, length = body["identity"], body["length"]
+    splits = {split: {"examples": e, "views": v} for split, (e, v) in body["splits"].items()}
+    entries = sum(numbers["examples"] * numbers["views"] for numbers in splits.values())
+    parts = sum(-(-numbers["examples"] // identity["part_size"]) * numbers["views"] for numbers in splits.values())
+    if parts > MOST_PARTS:
+        raise ValueError(f"it counts {parts:,} parts, and {MOST_PARTS:,} are the most that is sensible")
+    fields = {
+        "format": format_of(identity),
+        "identity": identity,
+        "counts": {"entries": entries, "positions": entries * length, "parts": parts, "splits": splits},
+        "encoding": identity["encoding"],
+        "bound": 0,
+        "temperatures": list(encodings.parse(identity["encoding"]).temperatures),
+        "classes": body["classes"],
+        "class_names": body["class_names"],
+        "features": {name: {"shape": shape, "dtype": "float16"} for name, shape in body["features"].items()},
+        "fidelity": {},
+        "replay": None,
+        "files": {},
+    }
+    return parse(fields, where, MOST_PARTS * LEAST_BYTES)

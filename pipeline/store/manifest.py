@@ -16,7 +16,7 @@ from pipeline.store.fields import MOST_CLASSES, MOST_ENTRIES, MOST_PARTS, Fields
 from pipeline.store.files import safe_name
 from pipeline.store.identity_fields import check_identity, format_of
 from pipeline.store.layout import Layout
-from pipeline.store.parts import LEAST_BYTES, FileRecord, parse_files
+from pipeline.store.parts import IS_DIGEST, LEAST_BYTES, FileRecord, parse_files
 from pipeline.store.parts import PATH as PARTS
 
 PATH = "manifest.json"
@@ -157,8 +157,7 @@ class Manifest:
         CacheCorruptError when the digest differs or a field is missing, impossible or contradicted by another.
         """
         try:
-            found = json.loads(data, object_pairs_hook=_once)
-            _check_depth(found)
+            found = json_of(data)
         except (ValueError, RecursionError) as error:
             raise CacheCorruptError(f"{where} is not JSON: {error}. Fetch the cache again") from error
         if not isinstance(found, dict) or "format" not in found:
@@ -178,7 +177,14 @@ class Manifest:
                 f"{where} does not have its own digest: it says {shown(stated)}, its content has {actual!r}. "
                 "Fetch the cache again, or dump again; a manifest is not edited by hand"
             )
-        return _parse(found, where, parts_bytes)
+        return parse(found, where, parts_bytes)
+
+
+def json_of(data: bytes) -> Any:
+    """The JSON in ``data``. Raises ValueError or RecursionError for a key that stands there twice, and deep nesting."""
+    found = json.loads(data, object_pairs_hook=_once)
+    _check_depth(found)
+    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -199,7 +205,8 @@ def _check_depth(found: Any) -> None:
     raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
 
 
-def _parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manifest:
+def parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manifest:
+    """The manifest of these fields, the digest apart. See ``Manifest.from_json``."""
     reader = Fields(where)
     fail, get = reader.fail, reader.get
     wanted = set(Manifest.__dataclass_fields__) - {"layout"} | {"counts", "temperatures", "format"}
@@ -210,7 +217,7 @@ def _parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manife
     store = get(identity, "store", str)
     if store not in STORES:
         raise CacheFormatError(f"{where} has its labels in {shown(store)}; this release reads {' and '.join(STORES)}")
-    if len(get(identity, "digest", str)) != 64:
+    if not IS_DIGEST.fullmatch(get(identity, "digest", str)):  # scratch folders are named after it
         raise fail(f"the digest of the identity should be a sha256; found {shown(identity['digest'])}")
     check_identity(reader, identity, found["format"])
     classes = reader.count(found, "classes", 1, MOST_CLASSES)

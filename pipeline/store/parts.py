@@ -6,6 +6,7 @@ A part is first journalled, one small JSON file each; finalising gathers all of 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -22,10 +23,13 @@ from pipeline.store.tables import write_table
 
 PATH = "parts.parquet"
 
+MOST_JOURNAL_BYTES = 16 << 20
+"""No journal entry is larger: it names a handful of files."""
+
 LEAST_BYTES = 32
 """No part takes fewer bytes of ``parts.parquet``, however it is compressed: the sha256 of its index has as many."""
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+IS_DIGEST = re.compile(r"[0-9a-f]{64}")
 _FIELDS = tuple(f.name for f in fields(Part))
 
 
@@ -38,7 +42,7 @@ class FileRecord:
 
     def __post_init__(self) -> None:
         sized = type(self.size) is int and 0 <= self.size < 2**48
-        if not sized or not isinstance(self.sha256, str) or not _DIGEST.fullmatch(self.sha256):
+        if not sized or not isinstance(self.sha256, str) or not IS_DIGEST.fullmatch(self.sha256):
             raise CacheCorruptError(f"a file should have a sha256 and a size; found {self.sha256!r} and {self.size!r}")
 
     @classmethod
@@ -67,9 +71,14 @@ class PartRecord(Part):
         statistics: Mapping[str, float],
         seals: Mapping[str, int],
     ) -> PartRecord:
-        """``part`` with what is known of it. Raises CacheCorruptError when seals are not those of its files."""
+        """``part`` with what is known of it.
+
+        Raises CacheCorruptError when seals are not those of its files, or statistics no finite numbers.
+        """
         values = {name: getattr(part, name) for name in _FIELDS}
-        numbers = {name: float(value) for name, value in sorted(statistics.items())}
+        numbers = {name: _number(value) for name, value in sorted(statistics.items())}
+        if not all(map(math.isfinite, numbers.values())):
+            raise CacheCorruptError(f"part {part.number} has statistics that are no numbers: {str(statistics)[:200]}")
         if not all(path in files and type(seal) is int and 0 <= seal < 2**32 for path, seal in seals.items()):
             raise CacheCorruptError(f"part {part.number} has seals that are not those of its files: {str(seals)[:200]}")
         return cls(**values, files=dict(files), statistics=numbers, seals=dict(seals))
@@ -83,6 +92,13 @@ class PartRecord(Part):
     def sizes(self) -> dict[str, int]:
         """Bytes of each file by path."""
         return {path: record.size for path, record in self.files.items()}
+
+
+def _number(value: Any) -> float:
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except OverflowError:
+        return math.inf
 
 
 def parse_files(found: Any, where: str) -> dict[str, FileRecord]:
@@ -115,7 +131,7 @@ def parse_journal(data: bytes, identity: str, part: Part) -> PartRecord | None:
         if not whole or body["identity"] != identity or body["part"] != asdict(part):
             return None
         return PartRecord.of(part, parse_files(body["files"], "the journal"), body["statistics"], body["seals"])
-    except (ValueError, KeyError, TypeError, AttributeError, CacheCorruptError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, CacheCorruptError):
         return None
 
 

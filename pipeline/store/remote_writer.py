@@ -69,7 +69,7 @@ class RemoteWriter(CacheWriter):
     def _journalled(self, number: int) -> PartRecord | None:
         self.remote.filesystem.invalidate_cache()  # others write there, too
         try:
-            data = self.remote.read(_entry(number))
+            data = self.remote.read(_entry(number), limit=parts_file.MOST_JOURNAL_BYTES)
         except CacheIncompleteError:
             return None
         return parts_file.parse_journal(data, self.identity, self.layout.parts[number])

@@ -6,6 +6,7 @@ digests of its files. Only journalled parts are trusted when the work is taken u
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -115,11 +116,8 @@ class CacheWriter:
         with self._lock:
             if number in self._records:
                 return True
-        try:
-            record = parts_file.parse_journal(
-                self._journal(number).read_bytes(), self.identity, self.layout.parts[number]
-            )
-        except FileNotFoundError:
+        record = self._journalled(number)
+        if record is None and not self._journal(number).exists():
             return (self.folder / manifest_file.PATH).exists() or not self.folder.exists()
         if record is None or not self._present(record):
             return False
@@ -136,6 +134,15 @@ class CacheWriter:
     def _journal(self, number: int) -> Path:
         return self.folder / JOURNAL / f"part-{number:05d}.json"
 
+    def _journalled(self, number: int) -> PartRecord | None:
+        """What the journal says of a part; None without an entry that can be read."""
+        try:
+            path = f"{JOURNAL}/{self._journal(number).name}"
+            data = LocalFiles(self.folder).read(path, limit=parts_file.MOST_JOURNAL_BYTES)
+        except CacheError:
+            return None
+        return parts_file.parse_journal(data, self.identity, self.layout.parts[number])
+
     def _recover(self) -> dict[int, PartRecord]:
         found: dict[int, PartRecord] = {}
         parts = self.layout.parts
@@ -143,7 +150,7 @@ class CacheWriter:
             digits = path.stem.removeprefix("part-")
             number = int(digits) if digits.isdecimal() else len(parts)
             if number < len(parts) and path == self._journal(number):
-                record = parts_file.parse_journal(path.read_bytes(), self.identity, parts[number])
+                record = self._journalled(number)
                 if record is not None:
                     found[number] = record
         if len(found) < len(parts):
@@ -157,11 +164,14 @@ class CacheWriter:
 
     def _committed(self) -> tuple[PartRecord, ...]:
         try:
-            manifest = Manifest.from_json((self.folder / manifest_file.PATH).read_bytes(), manifest_file.PATH)
-            data = (self.folder / parts_file.PATH).read_bytes()
-            if manifest.identity["digest"] != self.identity or manifest.layout != self.layout:
+            files = LocalFiles(self.folder)
+            data = files.read(manifest_file.PATH, limit=manifest_file.MAX_BYTES)
+            manifest = Manifest.from_json(data, manifest_file.PATH, files.size(parts_file.PATH) or 0)
+            table = manifest.files.get(parts_file.PATH)
+            if manifest.identity["digest"] != self.identity or manifest.layout != self.layout or table is None:
                 return ()
-            if manifest.files.get(parts_file.PATH) != FileRecord.of(data):
+            data = files.read(parts_file.PATH, table.size)
+            if table != FileRecord.of(data):
                 return ()
             return parts_file.decode(data, len(self.layout.parts), parts_file.PATH)
         except (OSError, CacheError):
@@ -198,6 +208,8 @@ class CacheWriter:
         if part != self.layout.parts[part.number]:
             raise ValueError(f"part {part.number} of this layout is another: {self.layout.parts[part.number]}")
         features = features or {}
+        if not all(map(math.isfinite, (statistics or {}).values())):
+            raise ValueError(f"statistics should be finite numbers; found {statistics}")
         for what, given, known in (("arrays", arrays, self._labels), ("features", features, self._features)):
             if set(given) != set(known.shapes()):
                 raise ValueError(f"the {what} should be {sorted(known.shapes())}; found {sorted(given)}")

@@ -1,5 +1,6 @@
-"""Disks that fill up under a dump or a training run, at a random byte: an error that says how much is needed, nothing
-lost, and a run that completes with the same bytes once there is room. And two dumps into one output at once.
+"""Disks that fill up under a dump, a transcode, an extend or a training run, at a random byte: an error that says how
+much is needed, nothing lost, and a run that completes with the same bytes once there is room. And two dumps into one
+output at once.
 
 A campaign runs in a process of its own, which sees a small tmpfs (in a mount namespace, where that is allowed) with a
 ballast on it. Elsewhere a limit on the size of files, RLIMIT_FSIZE, stands in; it is tried in any case.
@@ -32,7 +33,20 @@ from pipeline.store import open_cache
 from pipeline.training import TrainConfig
 from pipeline.workspace import MARK
 from tests.faults.counts import Counts, table
-from tests.faults.disk_jobs import DUMPS, ROOT, RUNS, Command, Ended, dump_options, make, run_options, sameness
+from tests.faults.disk_jobs import (
+    DUMPS,
+    REWRITES,
+    ROOT,
+    RUNS,
+    VERBS,
+    Command,
+    Ended,
+    dump_options,
+    make,
+    rewrite_options,
+    run_options,
+    sameness,
+)
 from tests.faults.small_disks import MOUNT, SIZE, Limit, Tmpfs, namespace, paged
 from tests.store.small import files_of
 
@@ -45,7 +59,9 @@ STUDENTS = re.compile(r"The \d+ students? still to be kept take about [\d,]+ byt
 
 
 def disk(folder: Path, times: int = 60, seed: int = 0) -> Counts:
-    """Fill the disk under ``times`` dumps and ``times`` training runs; a sixth as often, dump twice into one output."""
+    """Fill the disk under ``times`` dumps and ``times`` training runs; a third as often under transcode or extend; a
+    sixth as often, dump twice into one output.
+    """
     space = namespace()
     place = folder / "disk"
     place.mkdir(parents=True, exist_ok=True)
@@ -90,20 +106,46 @@ def scratch(disk: Tmpfs) -> dict[str, bytes]:
 def dump_round(made: Path, disk: Tmpfs, random: random.Random, rounds: str, *, apart: bool) -> Counts:
     """A dump that finds the disk full once or more, and then room."""
     name = random.choice(sorted(DUMPS))
+    command = Command("dump", DumpConfig, dump.run)
+    return _parts_round(command, name, dump_options(made, name), made, disk, random, rounds, apart)
+
+
+def rewrite_round(made: Path, disk: Tmpfs, random: random.Random, rounds: str, *, apart: bool) -> Counts:
+    """A verb that makes a cache out of a cache, and finds the disk full."""
+    verb = random.choice(sorted(REWRITES))
+    source = made / REWRITES[verb]["cache"]
+    before = files_of(source)
+    counts = _parts_round(
+        Command(verb, *VERBS[verb]), verb, rewrite_options(made, verb), made, disk, random, rounds, apart
+    )
+    assert files_of(source) == before, f"{rounds}: {source} has changed"
+    return counts
+
+
+def _parts_round(
+    command: Command,
+    name: str,
+    options: dict[str, Any],
+    made: Path,
+    disk: Tmpfs,
+    random: random.Random,
+    rounds: str,
+    apart: bool,
+) -> Counts:
+    """A command that makes ``made``/``name``, part by part."""
     whole, out = files_of(made / name), disk.folder / "out"
     records = open_cache(made / name).parts
     of_parts = {record.number: {p: f.size for p, f in record.files.items()} for record in records}
     closing = [len(data) for path, data in whole.items() if not any(path in files for files in of_parts.values())]
     sizes = [1, *(size for files in of_parts.values() for size in (*files.values(), 1)), *closing]
-    command = Command("dump", DumpConfig, dump.run)
-    options = earlier(made / "earlier-cache", out, random, dump_options(made, name))
+    options = earlier(made / "earlier-cache", out, random, options)
     before, counts = files_of(out), Counts()
     kept: dict[str, bytes] = {}
     for _ in range(random.choice((1, 1, 2, 3))):
         disk.leave(disk.room(random, sizes, len(closing), paged(kept)))
         ended = command(options, apart=apart)
         if ended.status == 0:
-            counts[f"dump, {disk.name}: fitted"] += 1
+            counts[f"{command.stage}, {disk.name}: fitted"] += 1
             break
         place, needed, said = refusal(ended, disk, rounds)
         assert place not in whole or needed == len(whole[place]), f"{rounds}: {place} has {len(whole[place])}: {said}"
@@ -122,10 +164,10 @@ def dump_round(made: Path, disk: Tmpfs, random: random.Random, rounds: str, *, a
             last = LAST.search(said)
             assert last and int(last[1].replace(",", "")) == sum(closing), f"{rounds}: {sum(closing)} bytes: {said}"
             what = "while finishing"
-        counts[f"dump, {disk.name} {what}: DiskFullError naming the need"] += 1
+        counts[f"{command.stage}, {disk.name} {what}: DiskFullError naming the need"] += 1
     disk.lift()
     finish(command, options, whole, disk, rounds)
-    counts[f"dump, {disk.name}: completed with the same bytes once there was room"] += 1
+    counts[f"{command.stage}, {disk.name}: completed with the same bytes once there was room"] += 1
     return counts
 
 
@@ -245,8 +287,12 @@ def all_rounds(folder: Path, times: int, seed: int, *, mounted: bool) -> Counts:
         (Tmpfs(folder / "disk"), times * mounted),
         (Limit(plain), times if not mounted else times // 4),
     ):
-        for what, round_of in (("dump", dump_round), ("train", train_round)):
-            kinds.append((f"{what}, {disk.name}", often, functools.partial(round_of, made, disk)))
+        for what, share, round_of in (
+            ("dump", 1, dump_round),
+            ("rewrite", 3, rewrite_round),
+            ("train", 1, train_round),
+        ):
+            kinds.append((f"{what}, {disk.name}", -(-often // share), functools.partial(round_of, made, disk)))
     counts = Counts()
     for kind, often, round_of in kinds:
         for number in range(often):

@@ -19,7 +19,8 @@ import torch
 from click.testing import CliRunner
 
 from pipeline import dump, training
-from pipeline.dump import DumpConfig
+from pipeline.caches import transcode
+from pipeline.dump import DumpConfig, extend
 from pipeline.models import build_model, save_weights
 from pipeline.progress import Silent
 from pipeline.training import TrainConfig
@@ -29,6 +30,9 @@ from stages.options import stage_command
 ROOT = Path(__file__).parents[2]
 CLASSES = 40
 COUNTS = {"train": 300, "validation": 60, "test": 40}
+YOUNGER = 330
+"""Rows that the data had before it grew."""
+
 LONGEST_SECONDS = 60
 DUMPS: dict[str, dict[str, Any]] = {
     "zarr": {"part_size": 96},
@@ -36,9 +40,21 @@ DUMPS: dict[str, dict[str, Any]] = {
     "parquet": {"part_size": 128, "store": "parquet"},
     "parquet-topk": {"part_size": 128, "store": "parquet", "encoding": "topk", "k": 5, "features": "hint=hidden"},
 }
+REWRITES: dict[str, dict[str, Any]] = {
+    "transcode": {"cache": "zarr-features", "encoding": "topk", "k": 5, "store": "parquet", "part_size": 70},
+    "extend": {"cache": "younger", "batch_size": 50, "device": "cpu", "threads": 1},
+}
+"""By verb; ``cache`` is one of those that are made here."""
+
 RUNS: dict[str, dict[str, Any]] = {
     "mlp": {"student": "mlp-16", "keep": "best"},
     "cnn": {"student": "cnn-4", "student_args": "dropout=0.1"},
+}
+
+
+VERBS: dict[str, tuple[type[Any], Callable[..., Any]]] = {
+    "transcode": (transcode.TranscodeConfig, transcode.run),
+    "extend": (extend.ExtendConfig, extend.run),
 }
 
 
@@ -47,6 +63,15 @@ def dump_options(made: Path, name: str) -> dict[str, Any]:
     base = {"data": f"arrays:{made / 'data.npz'}", "teacher": "mlp-64", "weights": made / "teacher.safetensors"}
     views = {"views": 1, "transform": "affine:degrees=20", "batch_size": 50, "device": "cpu", "threads": 1}
     return {**base, **views, **DUMPS[name]}
+
+
+def rewrite_options(made: Path, verb: str) -> dict[str, Any]:
+    """Options of one of ``REWRITES``, but for ``out``."""
+    grown = {
+        name: value for name, value in dump_options(made, "zarr").items() if name in ("data", "teacher", "weights")
+    }
+    options = {**REWRITES[verb], "cache": made / REWRITES[verb]["cache"]}
+    return {**options, **grown} if verb == "extend" else options
 
 
 def run_options(made: Path, name: str) -> dict[str, Any]:
@@ -73,6 +98,13 @@ def make(made: Path) -> None:
     for name in DUMPS:
         dump.run(_config(DumpConfig, {**dump_options(made, name), "out": made / name}))
     dump.run(_config(DumpConfig, {**dump_options(made, "zarr"), "seed": 1, "out": made / "earlier-cache"}))
+    held = np.load(made / "data.npz")
+    np.savez(made / "younger.npz", **{key: held[key] if key == "classes" else held[key][:YOUNGER] for key in held})
+    younger = {**dump_options(made, "zarr"), "data": f"arrays:{made / 'younger.npz'}", "out": made / "younger"}
+    dump.run(_config(DumpConfig, younger))
+    for verb in REWRITES:
+        config, run = VERBS[verb]
+        run(_config(config, {**rewrite_options(made, verb), "out": made / verb}))
     for name in RUNS:
         options = {**run_options(made, name), "out": made / name}
         try:
@@ -129,10 +161,11 @@ class Ended(NamedTuple):
 
 
 class Command:
-    """A stage's command, in this process or in one of its own; ``begun`` is how far each of its bars started."""
+    """The command of a stage or a verb, in this process or its own; ``begun`` is how far each of its bars started."""
 
     def __init__(self, stage: str, config: Any, run: Callable[..., Any]) -> None:
         self.stage, self.begun = stage, {}
+        self.words = ["stages.cli", "cache", stage] if stage in VERBS else [f"stages.{stage}"]
         self._here = stage_command(stage, config, lambda settings, _: run(settings, _Bars(self.begun)), "")
 
     def __call__(self, options: dict[str, Any], *, apart: bool = False) -> Ended:
@@ -140,9 +173,9 @@ class Command:
         words = [name if value is True else f"{name}={value}" for name, value in values]
         self.begun.clear()
         if apart:
-            done = subprocess.run(
-                [sys.executable, "-m", f"stages.{self.stage}", *words], cwd=ROOT, capture_output=True, text=True
-            )
+            if self.stage in VERBS:
+                words = [str(options["cache"]), *(word for word in words if not word.startswith("--cache="))]
+            done = subprocess.run([sys.executable, "-m", *self.words, *words], cwd=ROOT, capture_output=True, text=True)
             return Ended(done.returncode, done.stderr)
         result = CliRunner().invoke(self._here, words)
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)

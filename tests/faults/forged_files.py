@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.faults.forging import (
     shard,
     with_parts,
 )
+from tests.store.small import FEW
 
 
 def rows_of(folder: Path, number: int = 0) -> list[dict[str, Any]]:
@@ -86,6 +88,7 @@ def indices() -> Iterator[Forgery]:
         yield Forgery(f"index: null {column}", indexed(every(column, lambda n: None), loose))
         fewer = pa.schema([field for field in index.SCHEMA if field.name != column])
         yield Forgery(f"index: no {column}", indexed(lambda rows: None, fewer))
+    yield Forgery("index: content that nobody knows", _unknown_content, sound=True)
     yield Forgery("index: a column more", indexed(lambda rows: None, index.SCHEMA.append(pa.field("x", pa.int8()))))
     yield Forgery("index: fewer rows", indexed(lambda rows: rows[:-1]))
     yield Forgery("index: more rows", indexed(lambda rows: rows * 2))
@@ -103,6 +106,19 @@ def indices() -> Iterator[Forgery]:
     yield Forgery("index: no footer", lambda f: put(f, index.path_of(0), _footer(f, 0)))
     yield Forgery("index: a nested footer", lambda f: put(f, index.path_of(0), _nested()))
     yield Forgery("index: a million rows", lambda f: (_many_rows(f), None))
+
+
+def _unknown_content(folder: Path) -> None:
+    """Version 2 without the digest of its data, and so without those of its examples."""
+    for number in range(len(FEW.parts)):
+        rows = rows_of(folder, number)
+        every("input_digest", lambda n: None)(rows)
+        put(folder, index.path_of(number), parquet_bytes(pa.Table.from_pylist(rows, index.SCHEMA)))
+
+    def change(body: dict[str, Any]) -> None:
+        body["format"], body["identity"]["data"]["digest"] = 2, None
+
+    manifest(folder, change)
 
 
 def _raw_ids(value: bytes) -> Forge:
@@ -182,6 +198,18 @@ def tables() -> Iterator[Forgery]:
     bomb = [{"name": "x" * (8 << 20), "value": 0.0}]
     yield Forgery("parts: a bomb", parts_as(every("statistics", lambda n: bomb), compression="zstd"))
     yield Forgery("parts: a dictionary", parts_as(every("statistics", lambda n: bomb * 8), use_dictionary=True, compression="zstd"))  # fmt: skip # noqa: E501
+    for name, claim in {
+        "too good": {"compared": 8.0, "agreed": 16.0},
+        "too many": {"compared": 1e9, "agreed": 1e9, "labelled": 1e9, "correct": 1e9},
+        "below zero": {"compared": 8.0, "agreed": 8.0, "kl_sum_T1": -1.0, "kl_max_T1": 1.0},
+    }.items():
+        values = [{"name": n, "value": v} for n, v in claim.items()]
+        yield Forgery(f"parts: statistics {name}", parts_as(every("statistics", lambda n, v=values: v)), sound=True)
+    for value in (math.nan, math.inf):
+        yield Forgery(
+            f"parts: a statistic {value}",
+            parts_as(every("statistics", lambda n, v=value: [{"name": "bound", "value": v}])),
+        )
     yield Forgery("parts: fewer", parts_as(lambda rows: rows[:-1]))
     yield Forgery("parts: not Parquet", lambda f: put(f, parts.PATH, b"PAR1" * 100))
     yield Forgery("parts: empty", lambda f: put(f, parts.PATH, b""))

@@ -95,6 +95,12 @@ def _second_version() -> Iterator[Forgery]:
     for version in (1, 2):
         unknown = {"teacher__state": None, "views__transform": None, "views__seed": None}
         yield Forgery(f"an unknown teacher, version {version}", said(version, **unknown), sound=version == 2)
+    for field in ("teacher__reference", "preprocessing"):
+        yield Forgery(f"unknown {field.partition('__')[2] or field}", said(2, **{field: None}), sound=True)
+    yield Forgery("views that are not plain", said(2, views__plain=False), sound=True)
+    yield Forgery("merged views of one dump", said(2, views__merged=[{"seed": 0, "count": 1}]), sound=True)
+    nobody = {"views__transform": None, "views__seed": None, "views__merged": [{"seed": 0, "count": 1}]}
+    yield Forgery("merged views of nobody", said(2, **nobody), sound=True)
     yield Forgery("version 2 for nothing", said(2))
     yield Forgery("unknown content beside its digests", said(2, data__digest=None))
     yield Forgery("plain by name", said(2, views__plain="yes"))
@@ -122,6 +128,10 @@ def _second_version() -> Iterator[Forgery]:
         "unknown": [{"verb": "import", "unknown": [[]]}],
     }.items():
         yield Forgery(f"lineage: {name}", said(1, lineage=steps))
+    source = {"identity": "../x", "encoding": {"name": "pickle"}, "bound": "none", "fidelity": {"kl": 1}, "x": [None]}
+    yield Forgery("lineage: a strange source", said(1, lineage=[{"verb": "merge", "from": [source]}]), sound=True)
+    long = [{"verb": "merge", "options": {"number": n}} for n in range(8_000)]
+    yield Forgery("lineage: 8,000 steps", said(1, lineage=long), sound=True)
     strange = [{"verb": "__import__('os').system('x')", "from": [], "options": {"a": [1]}, "more": None}]
     yield Forgery("lineage: a strange step", said(1, lineage=strange), sound=True)
 

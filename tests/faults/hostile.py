@@ -14,14 +14,15 @@ from pathlib import Path
 from tests.faults.counts import Counts
 from tests.faults.forged_files import indices, shards, tables
 from tests.faults.forged_manifests import BASES, Forgery, links, manifests
+from tests.faults.forged_scratch import scratches, unfinished
 from tests.faults.forged_weights import weights
 from tests.faults.forging import companions, sound_cache
 from tests.faults.receiving import GROWTH, ROOM, Outcome, Receiver
 
 
 def catalogue() -> list[Forgery]:
-    """All forged caches."""
-    return [*manifests(), *links(), *indices(), *tables(), *shards()]
+    """All forged caches, and all forged scratch of unfinished ones."""
+    return [*manifests(), *links(), *indices(), *tables(), *shards(), *scratches()]
 
 
 def bytes_under(path: Path) -> int:
@@ -46,25 +47,34 @@ def judge(name: str, found: Outcome, sound: bool, size: int, seed: int) -> str:
     return "read, as it should be" if sound else "refused by name"
 
 
-def campaign(folder: Path, times: int, seed: int) -> Counts:
-    """The catalogue ``times`` times, in an order that follows from ``seed``, over all kinds of caches."""
+def campaign(folder: Path, times: int, seed: int, each: int = 1) -> Counts:
+    """The catalogue ``times`` times, in an order that follows from ``seed``, over all kinds of caches.
+
+    Every ``each``-th cache is also given to the verbs that make caches out of caches, which takes most of the time.
+    """
     counts = Counts()
     folder.mkdir(parents=True, exist_ok=True)
     bases = {name: folder / f"base-{name}" for name in BASES}
     for name, (encoding, store) in BASES.items():
         sound_cache(bases[name], encoding, store)
         companions(bases[name])
+    firsts: list[tuple[Path, Path | None]] = [(base, base) for base in bases.values()]
+    bases["scratch"] = folder / "base-scratch"
+    unfinished(bases["scratch"])
+    firsts.append((folder / "scratch" / "first", bases["scratch"]))
+    shutil.copytree(bases["scratch"], firsts[-1][0])
     (folder / "weights").mkdir()
     rng = random.Random(seed)
-    with Receiver(folder / "made", *((base, base) for base in bases.values())) as receiver:
+    with Receiver(folder / "made", *firsts) as receiver:
         for turn in range(times):
-            for forgery in rng.sample(every_one := catalogue(), len(every_one)):
-                place = folder / "forged" / f"cache-{turn}"
+            for number, forgery in enumerate(rng.sample(every_one := catalogue(), len(every_one))):
+                kind = "scratch" if forgery.base == "scratch" else "caches"
+                place = folder / "forged" / kind / f"cache-{turn}"
                 shutil.copytree(bases[forgery.base], place)
                 forgery.forge(place)
-                found = receiver.receive(place, bases[forgery.base])
+                found = receiver.receive(place, None if kind == "caches" and number % each else bases[forgery.base])
                 counts[judge(forgery.name, found, forgery.sound, bytes_under(place), seed)] += 1
-                counts["caches"] += 1
+                counts[kind] += 1
                 shutil.rmtree(folder / "forged")
             for name, make, sound in weights():
                 path = folder / "weights" / name

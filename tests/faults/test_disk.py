@@ -15,6 +15,7 @@ from pipeline import workspace
 from pipeline.encodings import Dense
 from pipeline.errors import CacheIncompleteError, DiskFullError
 from tests.faults.disk import disk
+from tests.faults.disk_jobs import REWRITES
 from tests.faults.small_disks import namespace
 from tests.store.small import FEW, files_of, finalise, small_cache, write, writer_of
 
@@ -26,6 +27,9 @@ def test_a_full_disk_is_said_to_be_full_and_what_stopped_completes(tmp_path: Pat
     assert sum(count for what, count in counts.items() if "full disk" in what and "DiskFullError" in what) >= 4
     for what in ("dump, full disk", "train, full disk"):
         assert counts[f"{what}: completed with the same bytes once there was room"] == 2
+    assert (
+        sum(counts[f"{verb}, full disk: completed with the same bytes once there was room"] for verb in REWRITES) == 1
+    )
     assert counts["two dumps: the second refused, naming pid and host"] == 1
 
 

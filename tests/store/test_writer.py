@@ -136,7 +136,7 @@ def test_rows_that_do_not_fit_the_part_are_refused(tmp_path: Path) -> None:
         writer.write_part(part, arrays, replace(index, view=1, input_digests=None), features)
     with pytest.raises(ValueError, match="part 2 of this layout is another"):
         writer.write_part(replace(part, start=0), arrays, index, features)
-    with pytest.raises(ValueError, match=r"JSON"):
+    with pytest.raises(ValueError, match="finite"):
         writer.write_part(part, arrays, index, features, {"bound": float("nan")})
     with pytest.raises(ValueError, match="sha256"):
         writer.write_part(part, arrays, replace(index, input_digests=["ab"] * 5), features)
