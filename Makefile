@@ -27,6 +27,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@# Without its dependencies, torchvision among them: tests compare its losses with ours, nothing else uses it.
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt torchdistill
 	@touch $@
 
 repro: $(READY)

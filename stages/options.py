@@ -16,7 +16,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -189,9 +189,14 @@ def _load_params(ctx: click.Context, _: click.Parameter, texts: tuple[str, ...])
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
-def options_from(config: type[Config]) -> Callable[[Callable[[Any, bool], None]], Callable[..., None]]:
-    """Decorate ``function(config, json)`` with the options of ``config``: it is called with a checked instance."""
-    options = [*options_of(config), params_option()]
+def options_from(
+    config: type[Config], extra: Sequence[click.Option] = ()
+) -> Callable[[Callable[[Any, bool], None]], Callable[..., None]]:
+    """Decorate ``function(config, json)`` with the options of ``config``: it is called with a checked instance.
+
+    ``extra``: options that act by themselves, such as one that prints something and ends the command.
+    """
+    options = [*options_of(config), params_option(), *extra]
     if _many_paths(config):
         options.append(each_option())
     options.append(click.Option(["--json"], is_flag=True, help="print the whole report as JSON on standard output"))
@@ -243,11 +248,28 @@ def each_option() -> click.Option:
     )
 
 
-def stage_command(name: str, config: type[Config], run: Callable[..., Report], text: str | None) -> click.Command:
+def listing_option(name: str, text: Callable[[], str], help: str) -> click.Option:
+    """A flag that prints a text and ends the command, whatever else was typed."""
+
+    def show(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            click.echo(text())
+            ctx.exit()
+
+    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=show, help=help)
+
+
+def stage_command(
+    name: str,
+    config: type[Config],
+    run: Callable[..., Report],
+    text: str | None,
+    extra: Sequence[click.Option] = (),
+) -> click.Command:
     """The command of one stage: options from ``config``, progress on standard error, the report on standard output."""
 
     @click.command(name, cls=Command, help=text, context_settings=SETTINGS)
-    @options_from(config)
+    @options_from(config, extra)
     def command(settings: Any, as_json: bool) -> None:
         report = run(settings, TerminalProgress())
         print_report(report, as_json)

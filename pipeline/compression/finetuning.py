@@ -53,7 +53,7 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
     if cached and not options.get("alpha"):
         options["alpha"] = options["beta"] = None
     if not cached and options.get("teacher") is None:
-        options["alpha"] = 0.0
+        options |= {"alpha": 0.0, "loss": "kl", "loss_args": (), "standardise": False}
     for name in ("temperature", "alpha"):
         if getattr(config, name) is not None:
             options[name] = getattr(config, name)

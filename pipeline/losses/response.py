@@ -14,15 +14,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from pipeline.errors import ConfigError, EncodingError
-from pipeline.softlabels import Dense, SoftLabels, TopK
+from pipeline.losses.partition import checked, dense_logits, same_shape, wide
+from pipeline.softlabels import Dense, SoftLabels
 
 NO_LABEL = -1
 
 
-def hard_loss(student_logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy with the hard labels, (B,); 0, with no gradient, where the label is -1 (none)."""
-    return functional.cross_entropy(_wide(student_logits_BC), labels_B, ignore_index=NO_LABEL, reduction="none")
+def hard_loss(student_logits_BC: Tensor, labels_B: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with the hard labels, (B,); 0, with no gradient, where the label is -1 (none).
+
+    ``smoothing`` is the share of each label that is spread evenly over all classes (Szegedy et al. 2016, section 7): a
+    soft label without a teacher.
+    """
+    return functional.cross_entropy(
+        wide(student_logits_BC), labels_B, ignore_index=NO_LABEL, reduction="none", label_smoothing=smoothing
+    )
 
 
 def distillation_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperature: float) -> Tensor:
@@ -38,10 +44,7 @@ def distillation_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperatur
     Raises ConfigError when T is not above 0, EncodingError when the numbers of rows or classes differ, and
     TemperatureError when top-k labels were not kept at T.
     """
-    if not temperature > 0:
-        raise ConfigError(f"temperature should be above 0; found {temperature}")
-    student = _wide(student_logits_BC)
-    _same_shape(student, soft)
+    student = checked(student_logits_BC, soft, temperature)
     if isinstance(soft, Dense):
         return _dense(student, soft.stored, float(temperature))
     logprobs, log_residual = soft.at(temperature)
@@ -58,29 +61,12 @@ def logit_regression_loss(student_logits_BC: Tensor, soft: SoftLabels) -> Tensor
 
     Raises EncodingError for top-k labels: the logits of the dropped classes are not there.
     """
-    if isinstance(soft, TopK):
-        raise EncodingError(
-            f"logit regression needs the logits of all {soft.classes} classes, and these top-{soft.ids.shape[1]} "
-            "labels hold some. Use --loss kl, or a cache dumped with --encoding dense"
-        )
-    student = _wide(student_logits_BC)
-    _same_shape(student, soft)
-    difference = student - soft.logits.to(student.dtype)
+    same_shape(student_logits_BC, soft)
+    student = wide(student_logits_BC)
+    difference = student - dense_logits(soft, "logit regression", student)
     centred = difference - difference.mean(dim=1, keepdim=True)
     loss: Tensor = 0.5 * centred.square().mean(dim=1)
     return loss
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _same_shape(student: Tensor, soft: SoftLabels) -> None:
-    if tuple(student.shape) != (len(soft), soft.classes):
-        raise EncodingError(
-            f"student logits should have shape ({len(soft)}, {soft.classes}) like the soft labels, found "
-            f"{tuple(student.shape)}: the student has another number of classes, or the batch another number of rows"
-        )
 
 
 class _DenseKL(torch.autograd.Function):

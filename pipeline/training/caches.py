@@ -11,6 +11,7 @@ import torch
 
 from pipeline.datasets import Dataset
 from pipeline.errors import CacheMismatchError, ConfigError
+from pipeline.losses import LOSSES
 from pipeline.sampler import Rows
 from pipeline.sources import CachedLabels, LabelSource, Matching, Mixture, check_agreement, match, replay_views
 from pipeline.sources.replay import recorded_views
@@ -130,13 +131,16 @@ def _check_mixable(caches: Sequence[Cache]) -> None:
 
 def _check_served(cache: Cache, config: TrainConfig) -> None:
     """Refuse a loss or temperature that the cache's encoding cannot serve."""
-    kept = tuple(cache.encoding.temperatures)
-    if config.loss == "logit-regression" and kept:
+    kept, response = tuple(cache.encoding.temperatures), config.objective.response
+    if kept and (config.standardise or not response.topk):
+        what = "--standardise" if config.standardise else f"--loss {config.loss}"
+        fitting = ", ".join(name for name, loss in LOSSES.items() if loss.topk)
         raise ConfigError(
-            f"--loss logit-regression needs the logits of all classes; {cache.address} keeps the largest ones "
-            f"({cache.encoding.name}). Use --loss kl, or dump with --encoding dense"
+            f"{what} needs the logits of all classes; {cache.address} keeps the largest ones ({cache.encoding.name}). "
+            f"Use a loss that is defined on those ({fitting}), without --standardise, or dump with --encoding dense"
         )
-    if config.loss == "kl" and kept and not any(abs(t - config.temperature) <= 1e-6 * max(1.0, t) for t in kept):
+    t = config.temperature
+    if response.softened and kept and not any(abs(k - t) <= 1e-6 * max(1.0, k) for k in kept):
         raise ConfigError(
             f"--temperature {config.temperature:g} was not kept by {cache.address}: it holds T = "
             f"{', '.join(f'{t:g}' for t in kept)}. Use one of those, or dump again with that one"

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from pipeline.configuration import REQUIRED, option, parse_arguments
 from pipeline.errors import ConfigError
+from pipeline.losses import LOSSES
 from pipeline.models import untrained
 from pipeline.sources.cached import LABELS, RESIDENT
 from pipeline.sources.matching import MISSING
 from pipeline.sources.mixture import SPACES
 from pipeline.store.copies import DEFAULT_BYTES
 from pipeline.training.labels import parse_labels
-from pipeline.training.objective import LOSSES, Objective
+from pipeline.training.objective import Objective
 from pipeline.training.ranks import PARALLEL
 from pipeline.training.recipe import Recipe
 
@@ -60,8 +61,13 @@ class TrainConfig(Recipe):
     seeds: int = option(1, "how many students to train, from --seed upwards")
     alpha: float | None = option(None, "weight of the soft labels; 0.9 with a cache or teacher, else 0")
     beta: float | None = option(None, "weight of the hard labels; 1 - alpha unless given")
-    temperature: float = option(4.0, "of the soft labels, for --loss kl")
-    loss: str = option("kl", "of the soft labels: T^2 * KL, or regression of the centred logits", choices=LOSSES)
+    temperature: float = option(4.0, "of the soft labels; --loss logit-regression has none")
+    loss: str = option(
+        "kl", "of the soft labels; --list-methods says what each is and where it comes from", choices=tuple(LOSSES)
+    )
+    loss_args: tuple[str, ...] = option((), "key=value parameters of the loss, such as skew=0.1")
+    standardise: bool = option(False, "z-scores in the place of the logits, the student's and the teacher's")
+    label_smoothing: float = option(0.0, "share of each hard label that is spread evenly over all classes, below 1")
     train_views: str = option("plain", "views to train on, one per epoch in turn: plain, random, all, or the first N")
     label_view: str = option("own", "soft labels of a view: its own, or those of the plain view", choices=LABELS)
     transform: str | None = option(None, "random view, where no cache says it, or where the cache's is module:factory")
@@ -109,16 +115,31 @@ class TrainConfig(Recipe):
         return self.cache is not None or bool(self.labels)
 
     @property
-    def objective(self) -> Objective:
-        """Weights, temperature and loss, defaults filled in."""
+    def _weights(self) -> tuple[float, float]:
+        """alpha and beta, defaults filled in."""
         distilled = self.cached or self.teacher is not None
         alpha = (DEFAULT_ALPHA if distilled else 0.0) if self.alpha is None else self.alpha
-        beta = 1.0 - alpha if self.beta is None else self.beta
-        return Objective(alpha=alpha, beta=beta, temperature=self.temperature, loss=self.loss)
+        return alpha, 1.0 - alpha if self.beta is None else self.beta
+
+    @property
+    def objective(self) -> Objective:
+        """Weights, temperature and loss, defaults filled in."""
+        alpha, beta = self._weights
+        parameters = parse_arguments(self.loss_args, "--loss-args")
+        return Objective(
+            alpha=alpha,
+            beta=beta,
+            temperature=self.temperature,
+            loss=self.loss,
+            parameters=tuple((name, float(value)) for name, value in sorted(parameters.items())),
+            standardise=self.standardise,
+            smoothing=self.label_smoothing,
+        )
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self._label_problems()
+        yield from self._loss_problems()
         yield from self._mixture_problems()
         yield from self.below(seeds=1, cache_bytes=0)
         if not 0 < self.labelled_fraction <= 1:
@@ -135,23 +156,39 @@ class TrainConfig(Recipe):
         if not self.cached and bool(self.views) != (self.transform is not None):
             yield "--views and --transform go together: how many random views, and how they are made"
 
+    def _loss_problems(self) -> Iterator[str]:
+        if self.loss in LOSSES:
+            try:
+                yield from LOSSES[self.loss].problems(self.loss, parse_arguments(self.loss_args, "--loss-args"))
+            except ConfigError as error:
+                yield from error.problems
+        if not 0 <= self.label_smoothing < 1:
+            yield f"--label-smoothing should be 0 or more and below 1; found {self.label_smoothing}"
+        if self.label_smoothing and self._weights[1] == 0:
+            yield "--label-smoothing is of the hard labels, which weigh nothing: --alpha below 1, or --beta"
+        if not self.cached and self.teacher is None:
+            for name in ("loss", "loss_args", "standardise"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    flag = f"--{name.replace('_', '-')}"
+                    yield f"{flag} is of soft labels, and there are none: name a --cache or a --teacher"
+
     def _label_problems(self) -> Iterator[str]:
-        objective = self.objective
+        alpha, beta = self._weights
         if self.cached and self.teacher is not None:
             yield "give either --cache or --teacher: the labels come from one of them"
         if self.weights is not None and self.teacher is None:
             yield "--weights are the teacher's: they need --teacher"
         if self.weights is None and self.teacher is not None:
             yield from untrained(self.teacher, parse_arguments(self.teacher_args, "--teacher-args"))
-        if not objective.alpha >= 0:
-            yield f"--alpha should be 0 or more; found {objective.alpha}"
-        if self.beta is None and objective.alpha > 1:
-            yield f"--alpha should be at most 1, or --beta given; found {objective.alpha}"
-        if objective.alpha > 0 and not self.cached and self.teacher is None:
-            yield f"--alpha {objective.alpha:g} weighs soft labels, and there are none: name a --cache or a --teacher"
+        if not alpha >= 0:
+            yield f"--alpha should be 0 or more; found {alpha}"
+        if self.beta is None and alpha > 1:
+            yield f"--alpha should be at most 1, or --beta given; found {alpha}"
+        if alpha > 0 and not self.cached and self.teacher is None:
+            yield f"--alpha {alpha:g} weighs soft labels, and there are none: name a --cache or a --teacher"
         if self.beta is not None and self.beta < 0:
             yield f"--beta should be 0 or more; found {self.beta}"
-        if objective.alpha == 0 and objective.beta == 0:
+        if alpha == 0 and beta == 0:
             yield "--alpha and --beta are both 0: there is nothing to learn"
         if not self.temperature > 0:
             yield f"--temperature should be above 0; found {self.temperature}"
@@ -163,7 +200,7 @@ class TrainConfig(Recipe):
                     yield f"--{name.replace('_', '-')} is for runs with a --cache"
         if self.views_seed and not self.views:
             yield "--views-seed is for runs with --views"
-        if self.missing == "hard" and objective.beta == 0:
+        if self.missing == "hard" and beta == 0:
             yield "--missing hard needs a hard term: --alpha below 1, or --beta"
 
     def _mixture_problems(self) -> Iterator[str]:
@@ -176,8 +213,12 @@ class TrainConfig(Recipe):
             return
         if self.mix != "probs" and not mixed:
             yield f"--mix {self.mix} is for two or more --labels: there is nothing to average"
-        if self.mix == "probs" and mixed and self.loss == "logit-regression":
+        if self.mix == "probs" and mixed and self.standardise:
             yield (
-                "--loss logit-regression has no temperature, and probabilities are averaged at one: average several "
+                "--standardise is of logits, and probabilities are averaged: average several --labels with --mix logits"
+            )
+        if self.mix == "probs" and mixed and self.loss in LOSSES and not LOSSES[self.loss].softened:
+            yield (
+                f"--loss {self.loss} has no temperature, and probabilities are averaged at one: average several "
                 "--labels with --mix logits"
             )

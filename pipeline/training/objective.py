@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pipeline.losses import distillation_loss, hard_loss, logit_regression_loss
+from pipeline.losses import LOSSES, ResponseLoss, hard_loss, standardised, standardised_labels
+from pipeline.losses.partition import wide
 from pipeline.softlabels import SoftLabels
-
-LOSSES = ("kl", "logit-regression")
 
 
 class Terms(NamedTuple):
@@ -25,30 +24,46 @@ class Terms(NamedTuple):
 class Objective:
     """``alpha`` times the soft term of rows that have soft labels, plus ``beta`` times the hard one of labelled rows.
 
-    ``loss``: ``kl`` is T^2 * KL at ``temperature`` (Hinton et al. 2015), ``logit-regression`` has none (Ba and Caruana
-    2014).
+    - ``loss``: a name in ``losses.LOSSES``, ``parameters``: of its own, (name, value) each; ``temperature`` of both
+      sides; ``standardise``: z-scores in the place of the logits of both sides (Sun et al. 2024);
+    - ``smoothing``: share of a hard label that is spread over all classes.
     """
 
     alpha: float = 0.0
     beta: float = 1.0
     temperature: float = 4.0
     loss: str = "kl"
+    parameters: tuple[tuple[str, float], ...] = ()
+    standardise: bool = False
+    smoothing: float = 0.0
+
+    @property
+    def response(self) -> ResponseLoss:
+        """The loss on soft labels that ``loss`` names."""
+        return LOSSES[self.loss]
 
     def __call__(self, logits: Tensor, labels: Tensor, soft: SoftLabels | None, has_soft: Tensor | None) -> Terms:
         """``logits`` (B, C), ``labels`` (B,) int64 with -1 for none, ``has_soft`` (B,) bool or None when all rows have.
 
         Sums, not means: the caller divides by the rows of the whole optimiser step, which makes accumulation exact.
         """
-        hard_sum = hard_loss(logits, labels).sum() if self.beta else None
+        hard_sum = hard_loss(logits, labels, smoothing=self.smoothing).sum() if self.beta else None
         soft_sum = None
         if soft is not None and self.alpha:
-            rows = self._soft(logits, soft)
-            soft_sum = (rows if has_soft is None else rows * has_soft).sum()
+            soft_sum = self._soft(logits, labels, soft, has_soft)
         pairs = ((self.alpha, soft_sum), (self.beta, hard_sum))
         weighed = [weight * value for weight, value in pairs if value is not None]
         return Terms(sum(weighed[1:], start=weighed[0]) if weighed else logits.sum() * 0, hard_sum, soft_sum)
 
-    def _soft(self, logits: Tensor, soft: SoftLabels) -> Tensor:
-        if self.loss == "kl":
-            return distillation_loss(logits, soft, temperature=self.temperature)
-        return logit_regression_loss(logits, soft)
+    def _soft(self, logits: Tensor, labels: Tensor, soft: SoftLabels, has_soft: Tensor | None) -> Tensor:
+        response = self.response
+        if response.batch and has_soft is not None:
+            # Placeholders of rows without soft labels would count in the correlations of the others.
+            logits, labels, soft = logits[has_soft], labels[has_soft], soft.map(lambda array: array[has_soft])
+            has_soft = None
+            if not len(logits):
+                return logits.sum() * 0
+        if self.standardise:
+            logits, soft = standardised(wide(logits)), standardised_labels(soft)
+        rows = response(logits, soft, labels, self.temperature, **dict(self.parameters))
+        return (rows if has_soft is None else rows * has_soft).sum()

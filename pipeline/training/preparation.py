@@ -11,7 +11,7 @@ import torch
 from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import resolve_device, use_threads
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, some
 from pipeline.models import check_model, load_model, state_digest
 from pipeline.sampler import Rows, blocks_of
 from pipeline.sources import LabelSource, LiveTeacher
@@ -60,6 +60,8 @@ def prepare(config: TrainConfig) -> Prepared:
     rows = without_class(dataset, rows, config.omit_class)
     hard = keep_labels(dataset, rows, config.labelled_fraction)
     rows = rows[_useful(rows, hard, source, objective.beta)]
+    if source is not None and objective.response.labelled:
+        _check_labelled(dataset, rows[source.has(rows)], hard, config.loss)
     visits = repeated(rows, config.repeat, len(without_class(dataset, dataset.rows("train"), config.omit_class)))
     if learnt is not None and not config.block:
         blocks = learnt.blocks(visits, config.window)
@@ -127,6 +129,17 @@ def _live(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[
     example = dataset.prepare(dataset.load(0))[None].to(device)
     check_model(teacher.model, classes=classes, example_input=example, class_names=dataset.classes, whose=whose)
     return teacher, {"reference": config.teacher, "args": arguments, "state": state_digest(model)}
+
+
+def _check_labelled(dataset: Dataset, rows: Rows, hard: np.ndarray[Any, Any], loss: str) -> None:
+    """Raise ConfigError when an example with soft labels has no hard one, and the loss needs both."""
+    without = rows[hard[rows] < 0]
+    if len(without):
+        raise ConfigError(
+            f"--loss {loss} needs the hard label of each example that has soft ones; {len(without):,} of {len(rows):,} "
+            f"have none ({some([dataset.ids[int(row)] for row in without[:4]], 3)}). Use another loss, such as kl, or "
+            "give them labels (--labelled-fraction 1)"
+        )
 
 
 def _useful(rows: Rows, hard: np.ndarray[Any, Any], source: LabelSource | None, beta: float) -> np.ndarray[Any, Any]:

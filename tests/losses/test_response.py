@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,54 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError, EncodingError, TemperatureError
 from pipeline.losses import distillation_loss, hard_loss, logit_regression_loss
 from pipeline.softlabels import Dense, TopK
-
-Array = npt.NDArray[np.float64]
-
-
-def softmax64(logits: npt.ArrayLike, temperature: float = 1.0) -> Array:
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def kl64(p: Array, q: Array) -> Array:
-    """Sum of p log(p/q) with 0 log 0 = 0."""
-    terms = np.where(p > 0, p * (np.log(np.where(p > 0, p, 1.0)) - np.log(q)), 0.0)
-    return np.asarray(terms.sum(axis=1))
-
-
-def partition64(probabilities: Array, ids: npt.NDArray[np.int64]) -> Array:
-    """The kept probabilities of each row and, last, the sum of the others."""
-    kept = np.take_along_axis(probabilities, ids, axis=1)
-    others = np.array([np.delete(row, i).sum() for row, i in zip(probabilities, ids, strict=True)])
-    return np.concatenate([kept, others[:, None]], axis=1)
-
-
-def topk_of(logits: npt.NDArray[np.floating], k: int, temperatures: tuple[float, ...], dtype: torch.dtype) -> TopK:
-    """Top-k labels of ``logits`` by the definition in ``TopK``, computed in float64."""
-    wide = logits.astype(np.float64)
-    ids = np.sort(np.argsort(-wide, axis=1, kind="stable")[:, :k], axis=1)
-    relative = wide - wide.max(axis=1, keepdims=True)
-    normaliser = np.stack([np.log(np.exp(relative / t).sum(axis=1)) for t in temperatures], axis=1)
-    dropped = np.stack([partition64(softmax64(wide, t), ids)[:, -1] for t in temperatures], axis=1)
-    with np.errstate(divide="ignore"):
-        residual = np.log(dropped)
-    return TopK(
-        ids=torch.from_numpy(ids),
-        logits=torch.from_numpy(np.take_along_axis(relative, ids, axis=1)).to(dtype),
-        log_normaliser=torch.from_numpy(normaliser).to(dtype),
-        log_residual=torch.from_numpy(residual).to(dtype),
-        temperatures=temperatures,
-        num_classes=logits.shape[1],
-    )
-
-
-def pair(rows: int, classes: int, seed: int = 0, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(rows, classes, generator=generator) * scale,
-        torch.randn(rows, classes, generator=generator) * scale,
-    )
+from tests.losses.references import kl64, pair, partition64, softmax64, topk_of
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])

@@ -83,3 +83,10 @@ def test_from_teacher_to_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert 0 <= measured["metrics"]["accuracy"] <= 1
     refused = invoke("dump", *weights, "--out", "caches/digits")
     assert refused.exit_code == 2 and "--overwrite" in refused.stderr
+
+
+def test_the_methods_are_listed_with_options_that_exist() -> None:
+    result = invoke("train", "--list-methods")
+    assert result.exit_code == 0 and "Hinton, Vinyals and Dean 2015" in result.stdout
+    known = {name for option in importlib.import_module("stages.train").command.params for name in option.opts}
+    assert {word for word in result.stdout.split() if word.startswith("--")} <= known

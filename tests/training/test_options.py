@@ -52,6 +52,19 @@ OUT = Path("run")
         ({"optimizer": "adam"}, "--optimizer should be one of adamw, sgd"),
         ({"loss": "mse"}, "--loss should be one of kl, logit-regression"),
         ({"missing": "maybe"}, "--missing should be one of"),
+        ({"cache": "c", "loss_args": ("skew=0.1",)}, "--loss kl has no parameter 'skew': it has none"),
+        (
+            {"cache": "c", "loss": "skewed-kl", "loss_args": ("skew=1",)},
+            "skew of skewed-kl should be above 0 and below",
+        ),
+        ({"cache": "c", "loss": "dkd", "loss_args": ("others=x",)}, "others of dkd should be a number, 0 or more"),
+        ({"cache": "c", "loss": "dist", "loss_args": ("inter=0,intra=0",)}, "all weights of dist are 0"),
+        ({"cache": "c", "loss": "dkd", "loss_args": ("others",)}, "--loss-args should be key=value"),
+        ({"loss": "dkd"}, "--loss is of soft labels, and there are none"),
+        ({"standardise": True}, "--standardise is of soft labels, and there are none"),
+        ({"label_smoothing": 1.0}, "--label-smoothing should be 0 or more and below 1"),
+        ({"cache": "c", "alpha": 1.0, "label_smoothing": 0.1}, "--label-smoothing is of the hard labels"),
+        ({"labels": ("a", "b"), "standardise": True}, "--standardise is of logits, and probabilities are averaged"),
     ],
 )
 def test_each_mistake_is_named(options: dict[str, Any], said: str) -> None:
@@ -141,3 +154,27 @@ def test_terms_of_no_weight_are_not_computed() -> None:
     only_soft = Objective(alpha=1.0, beta=0.0)(logits, labels, Dense(torch.zeros(2, 3)), None)
     assert only_soft.hard is None
     torch.testing.assert_close(only_soft.total, only_soft.soft)
+
+
+def test_a_loss_over_the_batch_leaves_out_rows_without_soft_labels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator)
+    labels, has = torch.arange(6) % 4, torch.tensor([True, False, True, True, False, True])
+    objective = Objective(alpha=1.0, beta=0.0, loss="dist")
+    found = objective(logits, labels, Dense(teacher), has)
+    alone = objective(logits[has], labels[has], Dense(teacher[has]), None)
+    torch.testing.assert_close(found.total, alone.total)
+    assert objective(logits, labels, Dense(teacher), torch.zeros(6, dtype=torch.bool)).total == 0
+
+
+def test_label_smoothing_and_standardised_logits_reach_the_objective() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator)
+    labels = torch.arange(6) % 4
+    smooth = Objective(alpha=0.0, beta=1.0, smoothing=0.2)(logits, labels, None, None)
+    logprobs = torch.log_softmax(logits, dim=1)
+    expected = 0.8 * -logprobs.gather(1, labels[:, None])[:, 0] - 0.2 * logprobs.mean(dim=1)
+    torch.testing.assert_close(smooth.total, expected.sum())
+    standard = Objective(alpha=1.0, beta=0.0, temperature=2.0, standardise=True)
+    scaled = standard(logits * 5 + 3, labels, Dense(teacher), None)
+    torch.testing.assert_close(scaled.total, standard(logits, labels, Dense(teacher), None).total, rtol=1e-4, atol=1e-5)

@@ -11,10 +11,12 @@ import torch
 
 from pipeline.datasets import load_dataset
 from pipeline.errors import CacheMismatchError, ConfigError, DataError
+from pipeline.losses import LOSSES
 from pipeline.sampler import Order
 from pipeline.sources import CachedLabels, LiveTeacher
-from pipeline.training import TrainConfig, prepare
+from pipeline.training import TrainConfig, fit, prepare
 from pipeline.training.inputs import LoadedInputs, ResidentInputs, make_inputs
+from pipeline.training.stage import initial_student
 from pipeline.training.task import keep_labels, repeated, view_numbers
 from pipeline.views import make_views
 
@@ -122,6 +124,29 @@ def test_what_a_topk_cache_cannot_serve_is_refused(config: Make, make_cache: Cal
     with pytest.raises(ConfigError, match="--encoding dense"):
         prepare(config(cache=made, loss="logit-regression"))
     prepare(config(cache=made, temperature=3.0, alpha=0.0))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_from_dense_labels_and_from_topk_ones_or_refuses_by_name(
+    config: Make, make_cache: Callable[..., str], name: str
+) -> None:
+    dense = config(loss=name, alpha=1.0, epochs=6)
+    fitted = fit(initial_student(dense, prepare(dense).dataset, 0), prepare(dense).task, dense, seed=0)
+    losses = [epoch["soft"] for epoch in fitted.history]
+    assert losses[-1] < losses[0]
+    kept = config(loss=name, cache=make_cache("topk", encoding="topk", k=2, temperature=(4.0,)))
+    if LOSSES[name].topk:
+        assert prepare(kept).task.source is not None
+    else:
+        with pytest.raises(ConfigError, match=f"--loss {name} needs the logits of all classes"):
+            prepare(kept)
+    with pytest.raises(ConfigError, match="--standardise needs the logits of all classes"):
+        prepare(config(standardise=True, cache=make_cache("topk2", encoding="topk", k=2, temperature=(4.0,))))
+
+
+def test_a_loss_that_needs_hard_labels_names_the_examples_without(config: Make) -> None:
+    with pytest.raises(ConfigError, match=r"--loss dkd needs the hard label .* of 50 have none \(e"):
+        prepare(config(loss="dkd", labelled_fraction=0.5))
 
 
 def test_choices_need_a_validation_split(config: Make, tmp_path: Path) -> None:

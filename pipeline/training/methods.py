@@ -1,0 +1,78 @@
+"""The ways of training that have a name: what switches each on, which labels it needs, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.losses import LOSSES, ResponseLoss
+
+DENSE, ANY, HARD = "dense", "dense, top-k", "none"
+
+
+@dataclass(frozen=True)
+class Method:
+    """``options`` of ``softlabels train`` that make the method; ``labels``: the encodings it can be trained from."""
+
+    family: str
+    name: str
+    options: str
+    labels: str
+    source: str
+
+
+def methods() -> tuple[Method, ...]:
+    """Every named method, family by family."""
+    return tuple([*_responses(), *_BASELINES, *_SEVERAL, *_DATA])
+
+
+def table() -> str:
+    """The methods as text for people, a line each, under the names of their families."""
+    rows = methods()
+    name, options, labels = (max(len(getattr(m, key)) for m in rows) + 2 for key in ("name", "options", "labels"))
+    lines: list[str] = []
+    head = f"  {'':{name}}{'softlabels train ...':{options}}{'soft labels':{labels}}source"
+    for row in rows:
+        if f"{row.family}:" not in lines:
+            lines += ["", f"{row.family}:"]
+        lines.append(f"  {row.name:{name}}{row.options:{options}}{row.labels:{labels}}{row.source}")
+    return "\n".join([head, *lines])
+
+
+def _responses() -> Iterator[Method]:
+    for name, loss in LOSSES.items():
+        yield Method("response", loss.what, _switch(name, loss), ANY if loss.topk else DENSE, loss.source)
+    yield Method("response", "logit standardisation, with any loss", "--standardise", DENSE, "Sun et al. 2024")
+
+
+def _switch(name: str, loss: ResponseLoss) -> str:
+    given = ",".join(f"{key}={value:g}" for key, value in loss.parameters.items())
+    return f"--loss {name}" + (f" --loss-args {given}" if given else "")
+
+
+_BASELINES = (
+    Method("without a teacher", "hard labels", "--alpha 0", HARD, "the baseline"),
+    Method("without a teacher", "label smoothing", "--alpha 0 --label-smoothing 0.1", HARD, "Szegedy et al. 2016"),
+)
+_SEVERAL = (
+    Method(
+        "several teachers",
+        "mean probability, weighed",
+        "--labels A=0.7 --labels B=0.3 --mix probs",
+        DENSE,
+        "Hinton, Vinyals and Dean 2015",
+    ),
+    Method(
+        "several teachers",
+        "mean logit, weighed",
+        "--labels A=0.7 --labels B=0.3 --mix logits",
+        DENSE,
+        "Hinton, Vinyals and Dean 2015",
+    ),
+)
+_DATA = (
+    Method("data", "replayed views", "--train-views all --label-view own", ANY, "Beyer et al. 2022"),
+    Method("data", "fixed label of the plain view", "--train-views all --label-view plain", ANY, "Beyer et al. 2022"),
+    Method("data", "few hard labels", "--labelled-fraction 0.05", ANY, "Hinton, Vinyals and Dean 2015"),
+    Method("data", "omitted class", "--omit-class NAME --alpha 1", ANY, "Hinton, Vinyals and Dean 2015"),
+)
