@@ -46,8 +46,7 @@ def states_equal(first: nn.Module, second: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("loss", ["kl", "logit-regression"])
+@pytest.mark.parametrize(("cached", "loss"), [(True, "kl"), (True, "logit-regression"), (False, "kl")])
 def test_it_learns(config: Make, cached: bool, loss: str) -> None:
     options = config(cached=cached, loss=loss, epochs=25, alpha=1.0 if cached else None)
     fitted, losses = train(options, student(dropout=0.0))
