@@ -1,4 +1,4 @@
-"""What a run did, told from its configuration and never from its name: the setting it was in and the labels it had."""
+"""What a run did, told from its configuration and never from its name: its setting, its labels, its loss."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ PLAIN, AUGMENTED, FEW, OMITTED = "plain", "augmented", "few", "omitted"
 SETTINGS = (PLAIN, AUGMENTED, FEW, OMITTED)
 HARD, SOFT, FIXED, REPLAYED = "hard", "soft", "fixed", "replayed"
 KINDS = (HARD, SOFT, FIXED, REPLAYED)
+KL = "KL"
 
 KIND_TITLES = {
     HARD: "hard labels",
@@ -24,15 +25,20 @@ KIND_MEANINGS = {
     FIXED: "random views of each image, all with the teacher's answer to the plain image",
     REPLAYED: "random views of each image, each with the teacher's answer to that very view",
 }
+_CAPITALS = {"kl": "KL", "jensen": "Jensen", "shannon": "Shannon", "dkd": "DKD", "dist": "DIST"}
 
 
 @dataclass(frozen=True, order=True)
 class Method:
-    """``setting``: what was scarce; ``kind``: which labels; ``detail``: the share of labels or the class left out."""
+    """``setting``: what was scarce; ``kind``: which labels; ``detail``: the share of labels or the class left out.
+
+    ``variant``: the loss, where it is not the usual one (cross-entropy on hard labels, KL on soft ones).
+    """
 
     setting: str
     kind: str
     detail: str = ""
+    variant: str = ""
 
     @property
     def setting_title(self) -> str:
@@ -47,7 +53,12 @@ class Method:
     @property
     def title(self) -> str:
         """The labels, as a row of a table under its setting."""
-        return KIND_TITLES[self.kind]
+        return f"{KIND_TITLES[self.kind]}{self.variant and f', {self.variant}'}"
+
+    @property
+    def loss_title(self) -> str:
+        """The loss, where setting and labels are said beside it."""
+        return self.variant or (KIND_TITLES[HARD] if self.kind == HARD else KL)
 
     @property
     def full_title(self) -> str:
@@ -58,18 +69,17 @@ class Method:
             FEW: f", {self.detail} labelled",
             OMITTED: f", no “{self.detail}”",
         }[self.setting]
-        return f"{KIND_TITLES[self.kind]}{suffix if self.kind in (HARD, SOFT) else ''}"
+        return f"{self.title}{suffix if self.kind in (HARD, SOFT) else ''}"
 
 
-def method_of(config: Mapping[str, Any]) -> Method:
+def method_of(config: Mapping[str, Any], labels: str = "") -> Method:
     """Classify a training configuration.
 
     ``alpha`` is the weight of the soft labels, ``train_views`` which views are trained on, ``label_view`` whose label
     a view takes (its own or that of the plain one), ``labelled_fraction`` the share of examples that keep their hard
-    label, ``omit_class`` the class without any example.
+    label, ``omit_class`` the class without any example. ``labels`` names the soft labels where others are the usual.
     """
-    alpha = config.get("alpha")
-    soft = any(config.get(name) for name in ("cache", "labels", "teacher")) and (alpha is None or float(alpha) > 0)
+    soft = is_soft(config)
     views = str(config.get("train_views") or "plain") not in ("plain", "1")
     fraction = float(config.get("labelled_fraction") or 1.0)
     omitted = str(config.get("omit_class") or "")
@@ -79,8 +89,34 @@ def method_of(config: Mapping[str, Any]) -> Method:
         kind = FIXED if str(config.get("label_view", "own")) == "plain" else REPLAYED
     else:
         kind = SOFT
+    variant = _variant(config, soft, labels)
     if omitted:
-        return Method(OMITTED, kind, omitted)
+        return Method(OMITTED, kind, omitted, variant)
     if fraction < 1:
-        return Method(FEW, kind, f"{100 * fraction:g}%")
-    return Method(AUGMENTED if views else PLAIN, kind)
+        return Method(FEW, kind, f"{100 * fraction:g}%", variant)
+    return Method(AUGMENTED if views else PLAIN, kind, "", variant)
+
+
+def is_soft(config: Mapping[str, Any]) -> bool:
+    """Whether there were soft labels, and they weighed something."""
+    alpha = config.get("alpha")
+    return any(config.get(name) for name in ("cache", "labels", "teacher")) and (alpha is None or float(alpha) > 0)
+
+
+def _variant(config: Mapping[str, Any], soft: bool, labels: str) -> str:
+    """What is not as usual about the loss, in words; empty where all is. An option of a new method adds a line here."""
+    smoothing = float(config.get("label_smoothing") or 0.0)
+    smoothed = f"label smoothing {smoothing:g}" if smoothing else ""
+    if not soft:
+        return smoothed
+    loss = " ".join(_CAPITALS.get(word, word) for word in str(config.get("loss") or "kl").split("-"))
+    loss = loss.replace("Jensen Shannon", "Jensen-Shannon")
+    given = ", ".join(str(pair).replace("=", " ") for pair in config.get("loss_args") or ())
+    said = [
+        f"{'standardised ' if config.get('standardise') else ''}{loss}{given and f' ({given})'}",
+        f"from {len(config['labels'])} caches" if config.get("labels") else "",
+        labels and f"from {labels}",
+        smoothed and f"with {smoothed}",
+    ]
+    text = " ".join(filter(None, said))
+    return "" if text == KL else text

@@ -14,19 +14,20 @@ from pipeline import metrics
 from pipeline.errors import some
 from pipeline.identity import short
 from pipeline.progress import Progress
-from pipeline.report import charts, cost, figures, words
+from pipeline.report import charts, cost, figures, losses, words
 from pipeline.report.methods import KIND_MEANINGS, KIND_TITLES, KINDS, OMITTED
 from pipeline.report.reading import Cell, Findings
 from pipeline.report.style import Drawing
 
 PIXELS_PER_INCH = 97
-FIGURES = ("accuracy", "curves", "pareto", "reliability", "confusion", "costs")
+FIGURES = ("accuracy", "losses", "curves", "pareto", "reliability", "confusion", "costs")
 
 
 def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
     """Every figure that the findings have numbers for, by name, in the order of the page."""
     makers: tuple[Callable[[], Drawing | None], ...] = (
         lambda: figures.accuracy(findings),
+        lambda: losses.figure(findings),
         lambda: figures.curves(findings),
         lambda: charts.pareto(findings.compressed),
         lambda: figures.reliability(findings),
@@ -53,6 +54,7 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str) -> s
         lstrip_blocks=True,
     )
     environment.filters["percent"] = words.percent
+    families = losses.families(findings)
     pictures = {name: _picture(drawings[name]) if name in drawings else None for name in FIGURES}
     return environment.get_template("page.html.j2").render(
         title=title,
@@ -60,12 +62,14 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str) -> s
         pictures=pictures,
         sample=words.sample(findings),
         noise_note=words.noise_note(findings),
-        summary=words.summary(findings),
+        summary=[*words.summary(findings), *losses.summary(findings)],
         tiles=tiles(findings),
         meanings=[(KIND_TITLES[k], KIND_MEANINGS[k]) for k in KINDS if any(c.method.kind == k for c in findings.cells)],
         results=[result_row(cell) for cell in findings.cells],
         has_omitted=any(cell.omitted for cell in findings.cells),
         contrasts=words.contrasts(findings),
+        families=[(family, [loss_row(line) for line in family.lines]) for family in families],
+        by_chance=losses.expected_by_chance(families),
         compression=[compression_row(row) for row in findings.compressed.get("rows", [])],
         latency_sizes=latency_sizes(findings.compressed),
         compressed=findings.compressed,
@@ -138,6 +142,22 @@ def result_row(cell: Cell) -> dict[str, Any]:
         "kl": _number(flat.get("kl_to_teacher"), 3),
         "parameters": f"{cell.parameters:,}",
         "seeds": cell.seeds,
+    }
+
+
+def loss_row(line: losses.Line) -> dict[str, Any]:
+    """One line of the table of losses, as text."""
+    flat = line.cell.metrics
+    return {
+        "name": line.name,
+        "mean": f"{sum(line.values) / len(line.values):.1f}",
+        "deviation": _number(line.deviation, 1),
+        "points": line.contrast.points if line.contrast else "",
+        "verdict": line.verdict,
+        "tone": line.contrast.verdict if line.contrast and line.verdict != "within noise" else "noise",
+        "nll": _number(flat.get("nll"), 3),
+        "ece": _number(flat.get("ece"), 1, 100),
+        "agreement": _number(flat.get("teacher_agreement"), 1, 100),
     }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline import metrics
 from pipeline.errors import ConfigError
 from pipeline.metrics import Comparison
-from pipeline.report.methods import KINDS, OMITTED, SETTINGS, Method, method_of
+from pipeline.report.methods import KINDS, OMITTED, SETTINGS, Method, is_soft, method_of
 from pipeline.runs import read_json
 
 
@@ -108,9 +108,26 @@ class Findings:
         sizes = {cell.student: cell.parameters for cell in self.cells}
         return tuple(sorted(sizes, key=lambda s: (sizes[s], s)))
 
+    @cached_property
+    def leading(self) -> tuple[Cell, ...]:
+        """The cells without those that differ from another in their loss alone: the usual loss leads, or the first."""
+        usual: dict[tuple[str, ...], str] = {}
+        for cell in self.cells:
+            usual.setdefault(_labels_of(cell), cell.method.variant)
+        return tuple(cell for cell in self.cells if cell.method.variant == usual[_labels_of(cell)])
+
+    @cached_property
+    def families(self) -> tuple[tuple[Cell, ...], ...]:
+        """The cells of one setting and student each, where some of them differ in their loss alone."""
+        groups: dict[tuple[str, ...], list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault((cell.method.setting, cell.method.detail, cell.student), []).append(cell)
+        others = {(c.method.setting, c.method.detail, c.student) for c in self.cells if c not in self.leading}
+        return tuple(tuple(cells) for key, cells in groups.items() if key in others)
+
     def of(self, setting: str, student: str | None = None) -> tuple[Cell, ...]:
-        """Cells of one setting, of one student or of all."""
-        return tuple(c for c in self.cells if c.method.setting == setting and student in (None, c.student))
+        """Leading cells of one setting, of one student or of all."""
+        return tuple(c for c in self.leading if c.method.setting == setting and student in (None, c.student))
 
     def cell(self, setting: str, kind: str, student: str) -> Cell | None:
         """The cell of one student and method, None when it was not run."""
@@ -156,6 +173,10 @@ class Findings:
         return tuple(sorted({cell.seeds for cell in self.cells}))
 
 
+def _labels_of(cell: Cell) -> tuple[str, ...]:
+    return cell.method.setting, cell.method.detail, cell.student, cell.method.kind
+
+
 def read_cell(folder: Path, runs: Mapping[str, Path]) -> Cell:
     """One evaluation directory, with the record of the run it measured where that was given."""
     details = read_json(folder / "details.json", "the details of an evaluation (softlabels evaluate writes them)")
@@ -173,6 +194,27 @@ def read_cell(folder: Path, runs: Mapping[str, Path]) -> Cell:
         record=record,
         timing=read_optional(run.with_name(f"{run.name}.report.json") if run else None),
     )
+
+
+def _with_labels_named(cells: Sequence[Cell]) -> list[Cell]:
+    """Where runs learnt from different caches, those that did not learn from the commonest say from which they did."""
+
+    def cache(cell: Cell) -> str:
+        config = cell.details.get("config") or {}
+        known = (cell.record.get("lineage") or {}).get("cache") or config.get("cache")
+        return str(known) if config.get("cache") and is_soft(config) else ""
+
+    found = [cache(cell) for cell in cells]
+    distinct = list(dict.fromkeys(filter(None, found)))
+    if len(distinct) < 2:
+        return list(cells)
+    usual = max(distinct, key=found.count)
+    return [
+        replace(cell, method=method_of(config, PurePath(str(config["cache"])).name))
+        if own not in ("", usual) and (config := cell.details["config"])
+        else cell
+        for cell, own in zip(cells, found, strict=True)
+    ]
 
 
 def read_histories(run: Path) -> dict[int, list[dict[str, Any]]]:
@@ -213,7 +255,7 @@ def read_findings(
     for run in runs:
         read_json(run / "run.json", "the record of a training run")
     named = {run.name: run for run in runs}
-    cells = [read_cell(folder, named) for folder in evaluations]
+    cells = _with_labels_named([read_cell(folder, named) for folder in evaluations])
     digests = {cell.details["examples_digest"] for cell in cells}
     if len(digests) > 1:
         first = cells[0].details["examples_digest"]
@@ -229,6 +271,7 @@ def read_findings(
             c.parameters,
             c.student,
             KINDS.index(c.method.kind),
+            c.method.variant,
         )
     )
     return Findings(

@@ -24,7 +24,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "omit-hard": {"omit_class": "<3>", "alpha": 0.0},
     "omit-soft": {"omit_class": "<3>", "alpha": 1.0},
 }
-BASE = {"data": "digits", "cache": "caches/digits", "alpha": None, "train_views": "plain", "label_view": "own"}
+LOSSES: dict[str, dict[str, Any]] = {
+    "reverse": {"loss": "reverse-kl"},
+    "skewed": {"loss": "skewed-kl", "loss_args": ["skew=0.2"]},
+    "standardised": {"standardise": True},
+    "smooth": {"alpha": 0.0, "label_smoothing": 0.1},
+    "top3": {"cache": "caches/top3"},
+    "cooler": {"temperature": 2.0},
+    "fixed-reverse": {"train_views": "all", "label_view": "plain", "loss": "reverse-kl"},
+}
+BASE = {
+    "data": "digits",
+    "cache": "caches/digits",
+    "alpha": None,
+    "train_views": "plain",
+    "label_view": "own",
+    "temperature": 4.0,
+}
 BASE |= {"labelled_fraction": 1.0, "omit_class": None}
 
 
@@ -41,7 +57,7 @@ class World:
     ) -> Path:
         name = f"{student}-{method}"
         run, evaluation = self.root / "runs" / name, self.root / "evaluations" / name
-        config = {**BASE, "student": student, **METHODS[method]}
+        config = {**BASE, "student": student, **{**METHODS, **LOSSES}[method]}
         labels = np.arange(EXAMPLES) % len(CLASSES)
         hits, confusion, seeds = np.zeros(EXAMPLES, int), np.zeros((4, 4), int), {}
         for seed, accuracy in enumerate(accuracies):
@@ -80,7 +96,8 @@ class World:
         history = [{"epoch": e, "loss": 1.0, "accuracy": 0.9 - 0.5 / (e + 1)} for e in range(20)]
         for seed in seeds:
             write(run / f"seed-{seed}" / "history.json", history)
-        record = {"config": config, "lineage": {"visits_per_epoch": 100}, "seeds": [{"epochs": 20}] * len(seeds)}
+        lineage = {"visits_per_epoch": 100, "cache": f"digest of {config['cache']}"}
+        record = {"config": config, "lineage": lineage, "seeds": [{"epochs": 20}] * len(seeds)}
         write(run / "run.json", record)
         write(run.with_name(f"{name}.report.json"), {"seconds": 3.0})
         self.evaluations.append(evaluation)

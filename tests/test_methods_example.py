@@ -1,0 +1,157 @@
+"""examples/methods: its dvc.yaml against the commands, its methods against those that exist, and a small run of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("dvc")
+
+from pipeline.losses import LOSSES
+from pipeline.training import TrainConfig
+from tests.test_dvc import inputs, is_under, outputs, paths_of, settings_of
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "methods"
+PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
+CACHES = {"caches/digits", "caches/top3"}
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The stages as DVC reads them, in a copy without git."""
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(EXAMPLE, folder / "examples" / "methods", ignore=shutil.ignore_patterns(*written()))
+    shutil.copy(ROOT / ".dvcignore", folder)
+    (folder / ".dvc").mkdir()
+    config = (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+    (folder / ".dvc" / "config").write_text(config.replace("[core]", "[core]\n    no_scm = true"), encoding="utf-8")
+    with Repo(str(folder)) as repo:
+        return {stage.name: stage for stage in repo.index.stages}
+
+
+@pytest.fixture(scope="module")
+def settings(stages: dict[str, Any]) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(EXAMPLE)
+        return {name: settings_of(stage) for name, stage in stages.items() if name != "topk"}
+
+
+def written() -> tuple[str, ...]:
+    return ("caches", "models", "runs", "evaluations", "report", "dvc.lock")
+
+
+def trained(settings: dict[str, Any]) -> dict[str, TrainConfig]:
+    return {name.split("@")[1]: config for name, config in settings.items() if name.startswith("train@")}
+
+
+def test_every_command_has_the_options_it_is_given(settings: dict[str, Any]) -> None:
+    assert {name.split("@")[0] for name in settings} == {"teacher", "dump", "train", "evaluate", "report"}
+    assert len(trained(settings)) == len(PARAMS["students"]) * len(PARAMS["methods"])
+
+
+def test_every_loss_is_compared(settings: dict[str, Any]) -> None:
+    runs = trained(settings).values()
+    assert {run.loss for run in runs} == set(LOSSES)
+    assert any(run.standardise for run in runs) and any(run.label_smoothing for run in runs)
+    assert {"kl", "reverse-kl", "jensen-shannon", "skewed-kl"} == {r.loss for r in runs if r.cache == "caches/top3"}
+
+
+def test_the_comparison_is_fair(settings: dict[str, Any]) -> None:
+    """Students, views, steps and rates are the same; so are the weights, but where a comment says why."""
+    shared = ("train_views", "epochs", "lr", "batch_size", "seeds", "seed", "schedule", "weight_decay")
+    for name in shared:
+        assert len({getattr(run, name) for run in trained(settings).values()}) == 1, name
+    explained = {"jensen-shannon", "skewed-kl", "skewed-reverse-kl", "dkd", "dist", "standardise"}
+    usual = (0.9, pytest.approx(0.1), 4.0)
+    for method in PARAMS["methods"]:
+        run = trained(settings)[f"{PARAMS['students'][0]}-{method}"]
+        if method.removesuffix("-top3") not in explained and run.alpha:
+            assert (run.objective.alpha, run.objective.beta, run.temperature) == usual, method
+
+
+def test_the_weights_make_up_for_the_factors_at_high_temperature(settings: dict[str, Any]) -> None:
+    for run in trained(settings).values():
+        if run.loss == "jensen-shannon":
+            assert run.alpha == pytest.approx(0.9 / 0.25)
+        if run.loss.startswith("skewed"):
+            assert run.alpha == pytest.approx(0.9 / 0.81, rel=1e-3)
+
+
+def test_top_k_is_cut_from_the_dense_cache_without_a_teacher(stages: dict[str, Any]) -> None:
+    command = stages["topk"].cmd
+    assert command.startswith("softlabels cache transcode caches/digits")
+    assert "--k 3" in command and "--temperature 4.0" in command and "teacher" not in command
+
+
+def test_every_path_is_declared_and_every_dependency_exists(stages: dict[str, Any], settings: dict[str, Any]) -> None:
+    made = [out for stage in stages.values() for out in outputs(stage)]
+    for name, stage in stages.items():
+        for path in paths_of(settings[name]) if name in settings else sorted(CACHES):
+            near = [*outputs(stage), *inputs(stage)]
+            assert is_under(path, near) or any(is_under(one, [path]) for one in near), f"{name} names {path}"
+        for dep in inputs(stage):
+            gathered = any(is_under(out, [dep]) for out in made)
+            assert gathered or is_under(dep, made) or (EXAMPLE / dep).is_file(), f"{name} needs {dep}"
+    for name in settings:
+        if name.startswith("train@"):
+            assert settings[name].cache in inputs(stages[name])
+
+
+def test_what_dvc_keeps_is_ignored_by_git_and_metrics_are_not(stages: dict[str, Any]) -> None:
+    from pathspec import GitIgnoreSpec
+
+    ignored = GitIgnoreSpec.from_lines((EXAMPLE / ".gitignore").read_text(encoding="utf-8").splitlines())
+    for stage in stages.values():
+        for out in stage.outs:
+            path = str(out.def_path)
+            assert ignored.match_file(path if Path(path).suffix else f"{path}/") == out.use_cache, path
+
+
+def test_a_small_run_makes_the_page(tmp_path: Path) -> None:
+    """The shipped dvc.yaml in a git checkout of its own, with two methods of two epochs and seeds."""
+    for name in (".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("pipeline", ".dvc", "examples/methods"):
+        ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local", *written())
+        if name == "pipeline":
+            ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    small = {**PARAMS, "students": ["mlp-8"]}
+    small["teacher"] = {**PARAMS["teacher"], "teacher": "cnn-4", "views": 1, "epochs": 2}
+    small["dump"] = {**PARAMS["dump"], "views": 1}
+    small["train"] = {**PARAMS["train"], "epochs": 2, "seeds": 2}
+    small["methods"] = {name: PARAMS["methods"][name] for name in ("kl", "reverse-kl-top3")}
+    folder = tmp_path / "examples" / "methods"
+    (folder / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False), encoding="utf-8")
+    run(tmp_path, "git", "init", "--quiet")
+    printed = run(folder, "dvc", "repro")
+    assert "train@mlp-8-reverse-kl-top3" in printed
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<h2>Losses</h2>" in page and "reverse KL from top3" in page
+    assert (folder / "report" / "losses.png").is_file()
+    metrics = json.loads((folder / "evaluations/mlp-8-reverse-kl-top3/metrics.json").read_text())
+    assert 0 <= metrics["teacher_agreement"] <= 1
+    untracked = run(tmp_path, "git", "status", "--porcelain", "--untracked-files=all", "examples/methods").split()
+    assert not [path for path in untracked if "/runs/" in path or "/caches/" in path or "/report/" in path]
+    assert "Running stage" not in run(folder, "dvc", "repro")
+
+
+def run(folder: Path, *command: str) -> str:
+    """What a command prints on either stream; its failure fails the test."""
+    places = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": os.pathsep.join(places), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environment |= {"DVC_NO_ANALYTICS": "1", "XDG_CACHE_HOME": str(folder / "xdg")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
