@@ -107,7 +107,7 @@ class TopK:
     def column(self, temperature: float) -> int:
         """The column that holds ``temperature``; raises TemperatureError naming those on hand."""
         for column, known in enumerate(self.temperatures):
-            if abs(known - temperature) <= 1e-6 * max(1.0, abs(known)):
+            if same_temperature(temperature, known):
                 return column
         on_hand = ", ".join(f"{t:g}" for t in self.temperatures)
         raise TemperatureError(
@@ -124,6 +124,15 @@ class TopK:
             log_normaliser=function(self.log_normaliser),
             log_residual=function(self.log_residual),
         )
+
+
+def same_temperature(wanted: float, known: float) -> bool:
+    """Whether a temperature is one that was kept: equal up to what writing it down may have rounded.
+
+    >>> same_temperature(0.1 + 0.2, 0.3), same_temperature(4.0, 4.01)
+    (True, False)
+    """
+    return abs(known - wanted) <= 1e-6 * max(1.0, abs(known))
 
 
 SoftLabels: TypeAlias = Dense | TopK

@@ -21,18 +21,22 @@ FOLDERS = ("models", "caches", "runs", "evaluations", "compressed", "report")
 
 def resolved(folder: Path, **replacements: str) -> dict[str, Any]:
     """The stages as DVC reads them, in a copy of the project without git; ``replacements`` edit params.yaml."""
-    from dvc.repo import Repo
-
     shutil.copy(ROOT / "dvc.yaml", folder)
     params = (ROOT / "params.yaml").read_text(encoding="utf-8")
     for old, new in replacements.items():
         params, count = re.subn(rf"(?m)^(  {old}:).*$", rf"\1 {new}", params)
         assert count, f"params.yaml has no {old}"
     (folder / "params.yaml").write_text(params, encoding="utf-8")
+    return stages_of(folder)
+
+
+def stages_of(folder: Path) -> dict[str, Any]:
+    """The stages in and below a folder as DVC reads them, made a DVC project of its own without git."""
+    from dvc.repo import Repo
+
     (folder / ".dvc").mkdir()
-    (folder / ".dvc" / "config").write_text(
-        (ROOT / ".dvc" / "config").read_text().replace("[core]", "[core]\n    no_scm = true"), encoding="utf-8"
-    )
+    config = (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+    (folder / ".dvc" / "config").write_text(config.replace("[core]", "[core]\n    no_scm = true"), encoding="utf-8")
     with Repo(str(folder)) as repo:
         return {stage.name: stage for stage in repo.index.stages}
 

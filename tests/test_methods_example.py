@@ -17,7 +17,7 @@ pytest.importorskip("dvc")
 
 from pipeline.losses import LOSSES
 from pipeline.training import TrainConfig
-from tests.test_dvc import inputs, is_under, outputs, paths_of, settings_of
+from tests.test_dvc import inputs, is_under, outputs, paths_of, settings_of, stages_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "methods"
@@ -28,16 +28,10 @@ CACHES = {"caches/digits", "caches/top3"}
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The stages as DVC reads them, in a copy without git."""
-    from dvc.repo import Repo
-
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(EXAMPLE, folder / "examples" / "methods", ignore=shutil.ignore_patterns(*written()))
     shutil.copy(ROOT / ".dvcignore", folder)
-    (folder / ".dvc").mkdir()
-    config = (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
-    (folder / ".dvc" / "config").write_text(config.replace("[core]", "[core]\n    no_scm = true"), encoding="utf-8")
-    with Repo(str(folder)) as repo:
-        return {stage.name: stage for stage in repo.index.stages}
+    return stages_of(folder)
 
 
 @pytest.fixture(scope="module")

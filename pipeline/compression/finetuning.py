@@ -17,6 +17,7 @@ from pipeline.progress import Progress
 from pipeline.runs import Run
 from pipeline.sampler import Order
 from pipeline.training import TrainConfig, fit, prepare
+from pipeline.training.config import OF_SOFT_LABELS
 
 RECALIBRATION_BATCHES = 64
 
@@ -53,7 +54,7 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
     if cached and not options.get("alpha"):
         options["alpha"] = options["beta"] = None
     if not cached and options.get("teacher") is None:
-        options |= {"alpha": 0.0, "loss": "kl", "loss_args": (), "standardise": False}
+        options = {name: value for name, value in options.items() if name not in OF_SOFT_LABELS} | {"alpha": 0.0}
     for name in ("temperature", "alpha"):
         if getattr(config, name) is not None:
             options[name] = getattr(config, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,8 @@ class ResponseLoss:
     - ``what``: it is, in a few words; ``source``: paper and year;
     - ``topk``: it is defined on top-k labels with their residual, and exact there; the others need dense ones;
     - ``softened``: it has a temperature; ``labelled``: it needs the hard label of each row; ``batch``: a row's value
-      depends on the other rows of its batch.
+      depends on the other rows of its batch;
+    - ``shares``: its parameters are shares, above 0 and below 1; those of the others are weights, 0 or more.
     """
 
     function: Callable[..., Tensor]
@@ -39,6 +41,7 @@ class ResponseLoss:
     softened: bool = True
     labelled: bool = False
     batch: bool = False
+    shares: bool = False
 
     @cached_property
     def parameters(self) -> Mapping[str, float]:
@@ -53,16 +56,19 @@ class ResponseLoss:
         found = [
             f"--loss {name} has no parameter {key!r}: it has {listed or 'none'}" for key in given if key not in known
         ]
-        for key in known:
-            value = given.get(key, known[key])
-            low, high = (0, 1) if key in ("weight", "skew") else (0, float("inf"))
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not fits or not low <= value < high or (high == 1 and value == 0):
-                span = "above 0 and below 1" if high == 1 else "a number, 0 or more"
+        values = {key: given.get(key, default) for key, default in known.items()}
+        span = "above 0 and below 1" if self.shares else "a number, 0 or more"
+        for key, value in values.items():
+            if not self._fits(value):
                 found.append(f"--loss-args: {key} of {name} should be {span}; found {value!r}")
-        if not found and known and not any(given.get(key, value) for key, value in known.items()):
+        if not found and values and not any(values.values()):
             found.append(f"--loss-args: all weights of {name} are 0: there is nothing to learn")
         return found
+
+    def _fits(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return 0 < value < 1 if self.shares else 0 <= value < math.inf
 
     def __call__(
         self, logits_BC: Tensor, soft: SoftLabels, labels_B: Tensor, temperature: float, **parameters: float
@@ -82,13 +88,21 @@ LOSSES: dict[str, ResponseLoss] = {
     ),
     "reverse-kl": ResponseLoss(reverse_kl_loss, "KL(student || teacher)", "Gu et al. 2024 (MiniLLM)", topk=True),
     "jensen-shannon": ResponseLoss(
-        jensen_shannon_loss, "generalised Jensen-Shannon divergence", "Agarwal et al. 2024 (GKD)", topk=True
+        jensen_shannon_loss,
+        "generalised Jensen-Shannon divergence",
+        "Agarwal et al. 2024 (GKD)",
+        topk=True,
+        shares=True,
     ),
     "skewed-kl": ResponseLoss(
-        skewed_kl_loss, "KL to a mixture of student and a little teacher", "Ko et al. 2024 (DistiLLM)", topk=True
+        skewed_kl_loss,
+        "KL to a mixture of student and a little teacher",
+        "Ko et al. 2024 (DistiLLM)",
+        topk=True,
+        shares=True,
     ),
     "skewed-reverse-kl": ResponseLoss(
-        skewed_reverse_kl_loss, "reverse KL to such a mixture", "Ko et al. 2024 (DistiLLM)", topk=True
+        skewed_reverse_kl_loss, "reverse KL to such a mixture", "Ko et al. 2024 (DistiLLM)", topk=True, shares=True
     ),
     "dkd": ResponseLoss(
         decoupled_loss, "decoupled: target class and other classes apart", "Zhao et al. 2022", labelled=True

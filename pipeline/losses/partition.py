@@ -35,14 +35,19 @@ def same_shape(student: Tensor, soft: SoftLabels) -> None:
         )
 
 
-def dense_logits(soft: SoftLabels, what: str, student: Tensor) -> Tensor:
-    """The teacher's logits (B, C) in the student's precision. Raises EncodingError for labels that do not hold all."""
+def dense_logits(
+    soft: SoftLabels, needs: str, instead: str = "Use a loss that is defined on them, such as --loss kl"
+) -> Tensor:
+    """The teacher's logits (B, C), float32 or wider. Raises EncodingError for labels that do not hold all of them.
+
+    ``needs`` begins the message ("DIST needs"), ``instead`` is the way out besides other labels.
+    """
     if not isinstance(soft, Dense):
         raise EncodingError(
-            f"{what} needs the logits of all {soft.classes} classes, and these top-{soft.ids.shape[1]} labels hold "
-            "some. Use a loss that is defined on them, such as --loss kl, or a cache dumped with --encoding dense"
+            f"{needs} the logits of all {soft.classes} classes, and these top-{soft.ids.shape[1]} labels hold some. "
+            f"{instead}, or use a cache dumped with --encoding dense"
         )
-    logits: Tensor = soft.logits.to(student.dtype)
+    logits: Tensor = soft.logits
     return logits
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import EncodingError
-from pipeline.losses.partition import checked, dense_logits
+from pipeline.losses.partition import checked, dense_logits, wide
 from pipeline.softlabels import Dense, SoftLabels
 
 STANDARD_EPSILON = 1e-7
@@ -34,7 +34,7 @@ def decoupled_loss(
     Raises EncodingError for top-k labels, and for labels of another shape.
     """
     student = checked(student_logits_BC, soft, temperature)
-    teacher = dense_logits(soft, "decoupled KD", student)
+    teacher = dense_logits(soft, "decoupled KD needs").to(student.dtype)
     if labels_B.shape != student.shape[:1]:
         raise EncodingError(f"labels should have shape ({len(student)},), found {tuple(labels_B.shape)}")
     known = labels_B >= 0
@@ -64,7 +64,7 @@ def correlation_loss(
     Raises EncodingError for top-k labels.
     """
     student = checked(student_logits_BC, soft, temperature)
-    teacher = dense_logits(soft, "DIST", student)
+    teacher = dense_logits(soft, "DIST needs").to(student.dtype)
     p, q = (torch.softmax(side / temperature, dim=1) for side in (teacher, student))
     rows = 1 - _pearson(q, p, dim=1)
     columns = (1 - _pearson(q, p, dim=0)).mean()
@@ -74,8 +74,10 @@ def correlation_loss(
 def standardised(logits_BC: Tensor) -> Tensor:
     """Each row minus its mean, divided by its standard deviation (of C - 1): the z-score, (B, C).
 
-    Sun et al. 2024, algorithm 1. A row whose logits are all alike becomes zeros.
+    Sun et al. 2024, algorithm 1. float32, or float64 where that was given. A row whose logits are all alike becomes
+    zeros.
     """
+    logits_BC = wide(logits_BC)
     if logits_BC.shape[1] == 1:
         return logits_BC * 0
     centred = logits_BC - logits_BC.mean(dim=1, keepdim=True)
@@ -85,12 +87,7 @@ def standardised(logits_BC: Tensor) -> Tensor:
 
 def standardised_labels(soft: SoftLabels) -> Dense:
     """Dense labels, standardised. Raises EncodingError for top-k labels: the mean and deviation are of all classes."""
-    if not isinstance(soft, Dense):
-        raise EncodingError(
-            f"standardised logits need the logits of all {soft.classes} classes, and these top-{soft.ids.shape[1]} "
-            "labels hold some. Leave out --standardise, or use a cache dumped with --encoding dense"
-        )
-    return Dense(standardised(soft.logits))
+    return Dense(standardised(dense_logits(soft, "standardised logits need", "Leave out --standardise")))
 
 
 def _split(log_p: Tensor, place: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def logit_regression_loss(student_logits_BC: Tensor, soft: SoftLabels) -> Tensor
     """
     same_shape(student_logits_BC, soft)
     student = wide(student_logits_BC)
-    difference = student - dense_logits(soft, "logit regression", student)
+    difference = student - dense_logits(soft, "logit regression needs").to(student.dtype)
     centred = difference - difference.mean(dim=1, keepdim=True)
     loss: Tensor = 0.5 * centred.square().mean(dim=1)
     return loss

@@ -150,7 +150,7 @@ def loss_row(line: losses.Line) -> dict[str, Any]:
     flat = line.cell.metrics
     return {
         "name": line.name,
-        "mean": f"{sum(line.values) / len(line.values):.1f}",
+        "mean": f"{100 * line.cell.mean():.1f}",
         "deviation": _number(line.deviation, 1),
         "points": line.contrast.points if line.contrast else "",
         "verdict": line.verdict,

@@ -111,7 +111,7 @@ class Findings:
     @cached_property
     def leading(self) -> tuple[Cell, ...]:
         """The cells without those that differ from another in their loss alone: the usual loss leads, or the first."""
-        usual: dict[tuple[str, ...], str] = {}
+        usual: dict[tuple[str, str, str, str], str] = {}
         for cell in self.cells:
             usual.setdefault(_labels_of(cell), cell.method.variant)
         return tuple(cell for cell in self.cells if cell.method.variant == usual[_labels_of(cell)])
@@ -121,9 +121,9 @@ class Findings:
         """The cells of one setting and student each, where some of them differ in their loss alone."""
         groups: dict[tuple[str, ...], list[Cell]] = {}
         for cell in self.cells:
-            groups.setdefault((cell.method.setting, cell.method.detail, cell.student), []).append(cell)
-        others = {(c.method.setting, c.method.detail, c.student) for c in self.cells if c not in self.leading}
-        return tuple(tuple(cells) for key, cells in groups.items() if key in others)
+            setting, detail, student, _ = _labels_of(cell)
+            groups.setdefault((setting, detail, student), []).append(cell)
+        return tuple(tuple(cells) for cells in groups.values() if _several_losses(cells))
 
     def of(self, setting: str, student: str | None = None) -> tuple[Cell, ...]:
         """Leading cells of one setting, of one student or of all."""
@@ -173,8 +173,14 @@ class Findings:
         return tuple(sorted({cell.seeds for cell in self.cells}))
 
 
-def _labels_of(cell: Cell) -> tuple[str, ...]:
+def _labels_of(cell: Cell) -> tuple[str, str, str, str]:
+    """What cells have in common that can differ in their loss alone."""
     return cell.method.setting, cell.method.detail, cell.student, cell.method.kind
+
+
+def _several_losses(cells: Sequence[Cell]) -> bool:
+    """Whether some of the cells of one student and setting learn the same labels by different losses."""
+    return len({cell.method for cell in cells}) > len({cell.method.kind for cell in cells})
 
 
 def read_cell(folder: Path, runs: Mapping[str, Path]) -> Cell:

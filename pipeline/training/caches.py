@@ -13,6 +13,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import CacheMismatchError, ConfigError
 from pipeline.losses import LOSSES
 from pipeline.sampler import Rows
+from pipeline.softlabels import same_temperature
 from pipeline.sources import CachedLabels, LabelSource, Matching, Mixture, check_agreement, match, replay_views
 from pipeline.sources.replay import recorded_views
 from pipeline.sources.windows import PartTable
@@ -139,8 +140,7 @@ def _check_served(cache: Cache, config: TrainConfig) -> None:
             f"{what} needs the logits of all classes; {cache.address} keeps the largest ones ({cache.encoding.name}). "
             f"Use a loss that is defined on those ({fitting}), without --standardise, or dump with --encoding dense"
         )
-    t = config.temperature
-    if response.softened and kept and not any(abs(k - t) <= 1e-6 * max(1.0, k) for k in kept):
+    if response.softened and kept and not any(same_temperature(config.temperature, known) for known in kept):
         raise ConfigError(
             f"--temperature {config.temperature:g} was not kept by {cache.address}: it holds T = "
             f"{', '.join(f'{t:g}' for t in kept)}. Use one of those, or dump again with that one"

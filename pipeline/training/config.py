@@ -21,6 +21,8 @@ from pipeline.training.recipe import Recipe
 
 DEFAULT_ALPHA = 0.9
 DEFAULT_BLOCK = 4096
+OF_SOFT_LABELS = ("loss", "loss_args", "standardise")
+"""Options that say how soft labels are learnt, and nothing where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +169,8 @@ class TrainConfig(Recipe):
         if self.label_smoothing and self._weights[1] == 0:
             yield "--label-smoothing is of the hard labels, which weigh nothing: --alpha below 1, or --beta"
         if not self.cached and self.teacher is None:
-            for name in ("loss", "loss_args", "standardise"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    flag = f"--{name.replace('_', '-')}"
-                    yield f"{flag} is of soft labels, and there are none: name a --cache or a --teacher"
+            for flag in self._given(*OF_SOFT_LABELS):
+                yield f"{flag} is of soft labels, and there are none: name a --cache or a --teacher"
 
     def _label_problems(self) -> Iterator[str]:
         alpha, beta = self._weights
@@ -195,13 +195,18 @@ class TrainConfig(Recipe):
         if self.label_view == "plain" and not self.cached:
             yield "--label-view plain needs a --cache: a live teacher answers for the view it is shown"
         if not self.cached:
-            for name in ("missing", "resident", "cache_dir", "cache_bytes"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    yield f"--{name.replace('_', '-')} is for runs with a --cache"
+            for flag in self._given("missing", "resident", "cache_dir", "cache_bytes"):
+                yield f"{flag} is for runs with a --cache"
         if self.views_seed and not self.views:
             yield "--views-seed is for runs with --views"
         if self.missing == "hard" and beta == 0:
             yield "--missing hard needs a hard term: --alpha below 1, or --beta"
+
+    def _given(self, *names: str) -> Iterator[str]:
+        """Those of the named options that do not have their default, as they are typed."""
+        for name in names:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                yield f"--{name.replace('_', '-')}"
 
     def _mixture_problems(self) -> Iterator[str]:
         if self.cache is not None and self.labels:

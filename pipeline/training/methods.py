@@ -23,7 +23,7 @@ class Method:
 
 def methods() -> tuple[Method, ...]:
     """Every named method, family by family."""
-    return tuple([*_responses(), *_BASELINES, *_SEVERAL, *_DATA])
+    return (*_responses(), *_BASELINES, *_SEVERAL, *_DATA)
 
 
 def table() -> str:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pipeline.losses import LOSSES, ResponseLoss, hard_loss, standardised, standardised_labels
-from pipeline.losses.partition import wide
 from pipeline.softlabels import SoftLabels
 
 
@@ -64,6 +63,6 @@ class Objective:
             if not len(logits):
                 return logits.sum() * 0
         if self.standardise:
-            logits, soft = standardised(wide(logits)), standardised_labels(soft)
+            logits, soft = standardised(logits), standardised_labels(soft)
         rows = response(logits, soft, labels, self.temperature, **dict(self.parameters))
         return (rows if has_soft is None else rows * has_soft).sum()
