@@ -11,7 +11,7 @@ from pipeline.losses.divergences import (
 )
 from pipeline.losses.features import FEATURE_LOSSES, FeatureLoss
 from pipeline.losses.hints import hint_loss
-from pipeline.losses.projection import EmbeddingHeads, Projection, make_projection
+from pipeline.losses.projection import Bridge, EmbeddingHeads, Projection, make_projection
 from pipeline.losses.relational import angle_relation_loss, distance_relation_loss, similarity_loss
 from pipeline.losses.relations import correlation_loss, decoupled_loss, standardised, standardised_labels
 from pipeline.losses.response import distillation_loss, hard_loss, logit_regression_loss
@@ -19,6 +19,7 @@ from pipeline.losses.response import distillation_loss, hard_loss, logit_regress
 __all__ = [
     "FEATURE_LOSSES",
     "LOSSES",
+    "Bridge",
     "EmbeddingHeads",
     "FeatureLoss",
     "Projection",

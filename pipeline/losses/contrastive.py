@@ -30,8 +30,8 @@ def contrastive_loss(student_embedding: Tensor, teacher_embedding: Tensor, tempe
     same_rows(student_embedding, teacher_embedding)
     if student_embedding.ndim != 2 or student_embedding.shape != teacher_embedding.shape:
         raise ModelError(
-            "contrastive distillation needs embeddings (B, E) of equal shape, such as EmbeddingHeads makes; the student's "
-            f"have {tuple(student_embedding.shape)}, the teacher's {tuple(teacher_embedding.shape)}"
+            f"contrastive distillation needs embeddings (B, E) of equal shape; the student's have shape "
+            f"{tuple(student_embedding.shape)}, the teacher's {tuple(teacher_embedding.shape)}. Use EmbeddingHeads"
         )
     student = wide(student_embedding)
     similarity = unit(student) @ unit(teacher_embedding.to(student.dtype)).mT / temperature

@@ -58,7 +58,7 @@ class FeatureLoss:
 
 FEATURE_LOSSES: dict[str, FeatureLoss] = {
     "hint": FeatureLoss(
-        hint_loss, "squared difference of the features", "Romero et al. 2015 (FitNets)", 100.0, projected="plain"
+        hint_loss, "squared difference of the features", "Romero et al. 2015 (FitNets)", 10.0, projected="plain"
     ),
     "attention": FeatureLoss(
         attention_transfer_loss,

@@ -102,7 +102,7 @@ class EmbeddingHeads(Bridge):
 
 
 def make_projection(student_shape: Sequence[int], teacher_shape: Sequence[int]) -> Projection:
-    """The ``Projection`` of features whose rows have these shapes. Raises ModelError, naming both, where none can be."""
+    """The ``Projection`` of features whose rows have these shapes. Raises ModelError, naming both, if none can be."""
     return Projection(student_shape, teacher_shape)
 
 

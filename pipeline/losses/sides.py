@@ -32,7 +32,7 @@ def same_rows(student: Tensor, teacher: Tensor) -> None:
     if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher):
         raise ModelError(
             f"features should be (B, ...), of the same B rows on both sides; the student's have shape "
-            f"{tuple(student.shape)}, the teacher's {tuple(teacher.shape)}. Select the rows that have teacher features first"
+            f"{tuple(student.shape)}, the teacher's {tuple(teacher.shape)}. Select the rows that have both first"
         )
 
 
