@@ -84,7 +84,7 @@ def test_the_order_and_scale_of_channels_and_their_signs_change_nothing() -> Non
     order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
     for s, t in ((student[:, order], teacher), (student * 7, teacher * 0.01), (-student, teacher.flip(1))):
         torch.testing.assert_close(attention_transfer_loss(s, t), reference, rtol=1e-9, atol=1e-14)
-    # As many channels again that say the same: the mean over channels keeps even the map itself.
+    # Twice the channels that say the same are no other map.
     torch.testing.assert_close(attention_map(torch.cat([student, student], dim=1)), attention_map(student))
     assert attention_transfer_loss(student, 3 * student).abs().max() < 1e-20
     assert (reference > 0).all() and (reference <= 2 / 9).all()

@@ -147,6 +147,19 @@ def test_a_far_away_batch_keeps_its_relations_in_float32(loss: Loss) -> None:
     )
 
 
+def test_angles_of_rows_that_nearly_coincide_stay_exact_in_float32() -> None:
+    # Two views of an example, a thousandth of the usual distance apart.
+    student, teacher = (
+        torch.cat([x, x + 1e-3 * random(*x.shape, seed=5)]).float() for x in (random(4, 6), random(4, 9))
+    )
+    exact = student.double().requires_grad_()
+    leaf = student.clone().requires_grad_()
+    found, expected = angle_relation_loss(leaf, teacher), angle_relation_loss(exact, teacher.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-5)
+    gradients = torch.autograd.grad(found.sum(), leaf)[0].double(), torch.autograd.grad(expected.sum(), exact)[0]
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+
+
 @pytest.mark.parametrize("most", [1, 100, 250])
 def test_angles_of_large_batches_are_computed_a_few_rows_at_a_time(monkeypatch: Any, most: int) -> None:
     student, teacher = random(7, 3).requires_grad_(), random(7, 4, seed=1)
