@@ -83,3 +83,11 @@ FEATURE_LOSSES: dict[str, FeatureLoss] = {
         batch=True,
     ),
 }
+"""By name. The weights of distance, angle, similarity and attention are those of the comparison in Tian et al. 2020.
+
+Beside 0.9 KL (T = 4) + 0.1 cross-entropy, after 60 and 300 steps of a cnn-8 from a cnn-16 on digits (batches of 64, two
+seeds, ``stage1`` and ``stage2``), the gradient of the weighed loss in the student was so many times that of the others:
+hint 0.3 to 1.9, distance 0.1 to 0.3, angle 0.1 to 0.7, similarity 0.1 to 1.4, contrastive 0.6 to 1.5, attention 1.2 to
+2 on 4 x 4 places and 4 to 7 on 2 x 2: its values go with 1 / places, and 100 is enough on maps so small. The weight of
+hints is a tenth of that comparison's; it has to fall with the square of the teacher's values.
+"""

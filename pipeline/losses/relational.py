@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipeline.losses.sides import sides, unit
 
-MOST_VALUES = 2**22
+MOST_VALUES = 2**20
 """Triplets that ``angle_relation_loss`` looks at in one go; it makes about a dozen tensors of that size."""
 
 
