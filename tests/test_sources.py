@@ -227,9 +227,9 @@ def test_labels_that_fit_are_kept_unless_told_otherwise(
     cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 4 * 4 * TRAIN * 3  # float32, classes, examples, views
-    monkeypatch.setattr("pipeline.sources.cached.AUTO_BYTES", size + 1)
+    monkeypatch.setattr("pipeline.sources.streams.AUTO_BYTES", size + 1)
     assert CachedLabels(cache, dataset).resident == "device"
-    monkeypatch.setattr("pipeline.sources.cached.AUTO_BYTES", size)
+    monkeypatch.setattr("pipeline.sources.streams.AUTO_BYTES", size)
     assert CachedLabels(cache, dataset).resident == "none"
     assert CachedLabels(cache, dataset, labels_view="plain").resident == "device"
 
@@ -280,7 +280,7 @@ def test_each_part_of_the_view_is_read_once_and_at_most_one_window_ahead(cache: 
 
 
 def test_reading_ahead_is_bounded(cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.cached.MOST_BATCHES_AHEAD", 2)
+    monkeypatch.setattr("pipeline.sources.streams.MOST_BATCHES_AHEAD", 2)
     watched = Watched(cache)
     source = CachedLabels(watched, match(cache, dataset), resident="none")  # type: ignore[arg-type]
     order = source.order(4, window=1)
@@ -305,7 +305,7 @@ def test_an_error_in_the_thread_reaches_the_consumer(cache: Cache, dataset: Data
 def test_the_thread_ends_when_the_stream_is_closed_or_abandoned(
     cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.cached.MOST_BATCHES_AHEAD", 2)
+    monkeypatch.setattr("pipeline.sources.streams.MOST_BATCHES_AHEAD", 2)
     source = CachedLabels(cache, dataset, resident="none")
     order = source.order(1)
     stream = source.stream(order, 0)

@@ -24,6 +24,7 @@ import torch
 
 from pipeline.sampler import Order, Rows
 from pipeline.sources.matching import Matching
+from pipeline.sources.stored import Stored
 from pipeline.store import Cache
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -46,8 +47,8 @@ class PartTable:
 class Buffers:
     """Memory for windows, used again: touching fresh pages costs more than reading into old ones."""
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
         self._free: list[Arrays] = []
 
     def take(self, positions: int) -> Arrays:
@@ -56,7 +57,7 @@ class Buffers:
             if min(len(values) for values in arrays.values()) >= positions:
                 return self._free.pop(number)
         self._free = []
-        return self._cache.allocate(positions)
+        return self.stored.allocate(positions)
 
     def give(self, arrays: Arrays) -> None:
         """Arrays that nobody reads any more."""
@@ -65,7 +66,7 @@ class Buffers:
 
 
 class Window:
-    """Some parts side by side in memory, as they are stored."""
+    """Some parts side by side in memory, as they are stored, in arrays out of ``buffers``."""
 
     def __init__(self, table: PartTable, entries: Rows, buffers: Buffers) -> None:
         self.table = table
@@ -92,7 +93,7 @@ class Window:
             start, size = int(self.offset[number]), int(self.table.sizes[number])
             places = {name: values[start : start + size] for name, values in self.arrays.items()}
             try:
-                self.table.cache.read_part(self.table.records[number], places)
+                self.buffers.stored.read_part(self.table.records[number], places)
             except BaseException:
                 self._todo.add(place)
                 raise
@@ -127,7 +128,7 @@ class Window:
     def paths(self) -> list[str]:
         """The files that ``load`` reads, in order."""
         numbers = (self.table.records[place].number for place in self.parts.tolist())
-        return list(dict.fromkeys(p for number in numbers for p in self.table.cache.label_paths(number).values()))
+        return list(dict.fromkeys(p for number in numbers for p in self.buffers.stored.paths(number).values()))
 
     def slots(self, entries: Rows) -> Rows:
         """Where each entry (B,) lies in ``arrays``; entries of -1 (no labels) get slot 0, a placeholder."""
@@ -217,7 +218,8 @@ class Batches:
     """(dataset rows (B,), stored arrays of B positions) of each batch of one epoch, from batch ``start`` on.
 
     The first window is being read when this has been made; batches are gathered by whoever asks for them, with
-    torch's ``threads`` or alone (see ``take``). ``buffers`` may serve one epoch after another.
+    torch's ``threads`` or alone (see ``take``). ``buffers`` say what is read, and may serve one epoch after another;
+    ``name`` is that of the thread.
     """
 
     def __init__(
@@ -226,17 +228,17 @@ class Batches:
         order: Order,
         epoch: int,
         start: int,
-        view: int,
-        cache: Cache,
+        table: PartTable,
         buffers: Buffers,
+        name: str,
         *,
         threads: bool,
     ) -> None:
         ahead, visited = itertools.tee(order.windows(epoch))
-        coming = _stretches(PartTable(cache, matching.split, view), matching, ahead, buffers)
+        coming = _stretches(table, matching, ahead, buffers)
         begin = (order.rank + start * order.world) * order.batch_size
         self._held = deque(itertools.islice((stretch for stretch in coming if stretch.stop > begin), 1))
-        self._loader = Loader(cache, "softlabels-labels")
+        self._loader = Loader(table.cache, name)
         for stretch in self._held:
             self._loader.announce(stretch.window)
             self._loader.ask(stretch.window, len(stretch.window.parts))

@@ -7,8 +7,7 @@ the number of entries. A cache may be read from several threads at once.
 from __future__ import annotations
 
 import glob
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipeline.softlabels import SoftLabels, TopK
 from pipeline.store import index as index_files
 from pipeline.store import manifest as manifest_file
 from pipeline.store import parts as parts_file
+from pipeline.store.arrays import Rows, StoredArrays
 from pipeline.store.backend import Backend
 from pipeline.store.copies import DEFAULT_BYTES, CopiedFiles
 from pipeline.store.files import Files, LocalFiles, RemoteFiles
@@ -34,14 +34,6 @@ from pipeline.store.references import ReferencedFiles, is_reference
 from pipeline.store.remote import PatientFiles
 from pipeline.store.zarr_backend import ZarrBackend
 from pipeline.workspace import MARK
-
-Rows = npt.NDArray[np.int64]
-
-_FREE_BYTES = 32 * 1024 * 1024
-"""So much memory is given without asking whether the files could fill it."""
-
-_MOST_GROWTH = 1000
-"""All arrays of a part together grow by less: each encoding keeps a float that is not compressed, and rows differ."""
 
 
 def open_cache(
@@ -195,36 +187,14 @@ class Cache:
 
         Raises CacheCorruptError when the files could not fill a part of what that takes.
         """
-        self._check_room(self._labels, positions)
-        return {n: np.empty((positions, *shape), dtype) for n, (shape, dtype) in self._labels.shapes().items()}
-
-    def _check_room(self, backend: Backend, positions: int, record: PartRecord | None = None) -> None:
-        """Hold what the manifest says of a position to the bytes that there are, before much memory is asked for.
-
-        ``record`` is the part to be read, whose files are then held to their sizes; None looks at the largest one's.
-        """
-        shapes = backend.shapes().values()
-        row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes)
-        if not self.parts or positions * row <= _FREE_BYTES:
-            return
-        part = record or max(self.parts, key=lambda each: each.positions)
-        paths = sorted(set(backend.paths(part.number).values()))
-        sizes = {path: part.files[path].size for path in paths}
-        if record is None:
-            sizes = {path: self.files.check_size(path, size) for path, size in sizes.items()}
-        if part.positions * row > _FREE_BYTES + _MOST_GROWTH * sum(sizes.values()):
-            what = f"{sum(sizes.values()):,} bytes cannot hold {part.positions:,} rows of {row:,}"
-            raise self.files.corrupt(max(sizes, key=lambda path: sizes[path]), what)
+        return self._stored_labels().allocate(positions)
 
     def read_part(self, part: Part | int, out: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
         """The stored arrays of a part, ``part.positions`` rows each, into ``out`` when given.
 
         Raises CacheIncompleteError when a file is missing, CacheCorruptError when one is not what was committed.
         """
-        record = self._record(part)
-        if out is None:
-            self._check_room(self._labels, record.positions, record)
-        return self._labels.read(self.files, record, out)
+        return self._stored_labels().read_part(self._record(part), out)
 
     def read_parts(self, parts: Sequence[Part | int], out: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
         """The stored arrays of several parts, one after the other, read straight into their places.
@@ -246,7 +216,7 @@ class Cache:
         For spot checks and evaluation: only the chunks that hold them are read. Entries of several positions come
         one after the other. Raises IndexError for a row out of range, and as ``read_part`` does.
         """
-        return self._gather(self._labels, tuple(self._labels.shapes()), split, view, rows)
+        return self._stored_labels().read_rows(self.parts_of(split, view), rows)
 
     def decode(self, arrays: Arrays) -> SoftLabels:
         """The soft labels that stored arrays hold, as numpy; their ``logits`` are float32.
@@ -293,22 +263,24 @@ class Cache:
         """Names of the features stored beside the labels."""
         return tuple(self.manifest.features)
 
+    def stored_features(self, names: Sequence[str]) -> StoredArrays:
+        """The features ``names`` as they are stored, (positions, ...) float16 each: parts of them, or some rows.
+
+        Raises ConfigError for names that are not there.
+        """
+        unknown = [name for name in names if name not in self.manifest.features]
+        if unknown:
+            there = ", ".join(self.feature_names) or "none"
+            raise ConfigError(f"{self.address} has no feature {', '.join(map(repr, unknown))}; it has {there}")
+        return self._stored(self._features, names)
+
     def read_feature(self, name: str, part: Part | int) -> npt.NDArray[np.float16]:
         """A feature (positions, ...) of one part. Raises ConfigError for a name that is not there."""
-        record = self._record(part)
-        names = (self._feature(name),)
-        self._check_room(self._features, record.positions, record)
-        return self._features.read(self.files, record, None, names)[name]
+        return self.stored_features([name]).read_part(self._record(part))[name]
 
     def read_feature_rows(self, name: str, split: str, view: int, rows: Rows) -> npt.NDArray[np.float16]:
         """A feature of some entries, as ``read_rows`` reads labels."""
-        return self._gather(self._features, (self._feature(name),), split, view, rows)[name]
-
-    def _feature(self, name: str) -> str:
-        if name not in self.manifest.features:
-            there = ", ".join(self.feature_names) or "none"
-            raise ConfigError(f"{self.address} has no feature {name!r}; it has {there}")
-        return name
+        return self.stored_features([name]).read_rows(self.parts_of(split, view), rows)[name]
 
     def replayed_views(self) -> Any:
         """The table of a few views as they were seen at dump time, or None."""
@@ -353,28 +325,11 @@ class Cache:
     def _record(self, part: Part | int) -> PartRecord:
         return self.parts[part if isinstance(part, int) else part.number]
 
-    def _gather(
-        self, backend: Backend, names: tuple[str, ...], split: str, view: int, rows: Rows
-    ) -> dict[str, npt.NDArray[Any]]:
-        records = self.parts_of(split, view)
-        rows = np.asarray(rows, dtype=np.int64)
-        if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < self.examples(split)):
-            raise IndexError(f"rows should be numbers from 0 to {self.examples(split) - 1} in one dimension")
-        length = self.manifest.layout.length
-        blocks, within = np.divmod(rows, self.part_size)
-        shapes = backend.shapes()
-        self._check_room(backend, length * max(1, len(rows)))
-        out = {n: np.empty((len(rows), length, *shapes[n][0]), shapes[n][1]) for n in names}
-        for block in np.unique(blocks).tolist():
-            record = records[block]
-            # A part that claims more than its files hold is refused for a single row, too: rows add up.
-            self._check_room(backend, record.positions, record)
-            here = np.flatnonzero(blocks == block)
-            positions = (within[here, None] * length + np.arange(length)).reshape(-1)
-            found = backend.read_rows(self.files, record, positions, names)
-            for name in names:
-                out[name][here] = found[name].reshape(len(here), length, *shapes[name][0])
-        return {name: array.reshape(-1, *array.shape[2:]) for name, array in out.items()}
+    def _stored_labels(self) -> StoredArrays:
+        return self._stored(self._labels, self._labels.shapes())
+
+    def _stored(self, backend: Backend, names: Iterable[str]) -> StoredArrays:
+        return StoredArrays(self.files, backend, self.manifest.layout, self.parts, tuple(names))
 
 
 def _absent(files: Files) -> CacheNotFoundError | CacheIncompleteError:
