@@ -1,21 +1,27 @@
 """Label sources: where the soft labels of a batch come from. The one place where the store meets torch.
 
 ``CachedLabels`` reads them from a cache, ``LiveTeacher`` computes them, ``Mixture`` averages several sources. Losses
-and training loops see the same typed batches whichever it is.
+and training loops see the same typed batches whichever it is. ``CachedFeatures`` and ``LiveFeatures`` give the
+features of a teacher for the same batches.
 """
 
 from pipeline.sources.agreement import check_agreement
 from pipeline.sources.base import LabelSource, LabelStream
 from pipeline.sources.cached import CachedLabels
+from pipeline.sources.features import CachedFeatures, FeatureSource, FeatureStream, LiveFeatures
 from pipeline.sources.live import LiveTeacher
 from pipeline.sources.matching import Matching, match
 from pipeline.sources.mixture import Mixture
 from pipeline.sources.replay import replay_views
 
 __all__ = [
+    "CachedFeatures",
     "CachedLabels",
+    "FeatureSource",
+    "FeatureStream",
     "LabelSource",
     "LabelStream",
+    "LiveFeatures",
     "LiveTeacher",
     "Matching",
     "Mixture",
