@@ -20,8 +20,7 @@ from pipeline.dump import run as dump
 from pipeline.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError, ConfigError
 from pipeline.models import build_model, save_weights
 from pipeline.sources import CachedFeatures, CachedLabels, FeatureSource, Matching, match
-from pipeline.store import Cache, Layout, open_cache, pull, push
-from tests.store.small import feature_of, small_cache
+from pipeline.store import Cache, open_cache, pull, push
 
 FEATURES = ("early=stage1", "hint=stage2")
 SHAPES = {"early": (4, 4, 4), "hint": (8, 2, 2)}
@@ -204,6 +203,27 @@ def test_features_that_fit_are_kept_unless_told_otherwise(
     assert CachedFeatures(plain, ["hint", "early"]).resident == "none"
 
 
+# The meta device has no values: it shows that batches are handed over from another thread, and moved.
+@pytest.mark.parametrize(
+    ("device", "resident"), [("meta", "none"), ("meta", "ram"), ("cuda", "none"), ("cuda", "ram"), ("cuda", "device")]
+)
+def test_features_come_on_the_device_of_the_labels(cache: Cache, dataset: Dataset, resident: str, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    labels = CachedLabels(cache, dataset, device=device, resident="none")
+    source = CachedFeatures(labels, ["hint"], resident=resident)
+    expected = stored(cache, "hint", labels.matching, 1)
+    order = labels.order(7, window=2)
+    with source.stream(order, 0, view=1) as stream:
+        for rows in order.epoch(0):
+            found = stream.next(None, rows)["hint"]
+            assert found.device.type == device and found.dtype == torch.float16
+            assert found.shape == (len(rows), *SHAPES["hint"])
+            if device == "cuda":
+                np.testing.assert_array_equal(found.cpu().numpy(), expected[rows])
+    assert not feature_threads()
+
+
 def test_an_error_in_the_thread_reaches_the_consumer(
     make_cache: Callable[..., Cache], dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -259,10 +279,11 @@ def test_some_features_that_were_pulled_are_read_without_the_others(
         list(CachedFeatures(labels, ["hint"], resident="none").stream(labels.order(9), 0))
 
 
-def test_a_large_read_looks_at_the_files_of_the_features_that_it_reads(tmp_path: Path) -> None:
-    # The real limit: 21 rows of one feature are far from 32 MB, and asking for room for many is not.
-    cache = small_cache(tmp_path / "cache", layout=Layout.of({"train": (21, 1)}, part_size=8))
-    part = cache.parts[0]
-    room = cache.stored_features(["block.1"]).allocate(3 << 20)
-    assert room["block.1"].shape == (3 << 20, 2, 3)
-    np.testing.assert_array_equal(cache.read_feature("block.1", part), feature_of(part))
+def test_a_read_of_more_than_32_mb_looks_at_the_files_of_its_own_features(cache: Cache, tmp_path: Path) -> None:
+    push(cache.address, "memory://features-large")
+    pull("memory://features-large", tmp_path / "some", features=["early"])
+    some, rows = open_cache(tmp_path / "some"), np.tile(np.arange(43), 6500)
+    found = some.read_feature_rows("early", "train", 0, rows)
+    assert found.nbytes > 32 << 20
+    once = cache.read_feature_rows("early", "train", 0, rows[:43])
+    assert (found.reshape(6500, 43, *SHAPES["early"]) == once).all()

@@ -17,7 +17,7 @@ from pipeline.progress import Progress
 from pipeline.runs import Run
 from pipeline.sampler import Order
 from pipeline.training import TrainConfig, fit, prepare
-from pipeline.training.config import OF_SOFT_LABELS
+from pipeline.training.config import OF_HINTS, OF_SOFT_LABELS
 
 RECALIBRATION_BATCHES = 64
 
@@ -36,7 +36,9 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
         )
     for name in ("teacher", "transform"):
         run.reference(name)
-    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in run.config.items()}
+    # Hints go: what is left of a pruned layer no longer stands for what the layer was taught to give.
+    kept = {name: value for name, value in run.config.items() if name not in ("hints", *OF_HINTS)}
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()}
     options |= {
         "out": config.out,
         "seeds": 1,

@@ -54,7 +54,7 @@ def check_model(
     if own_names and class_names and sorted(own_names) == sorted(class_names):
         # Other words for the classes are no mistake in themselves ("tabby" for "n02123045"); another order is.
         check_class_names(own_names, class_names, whose)
-    with _evaluating(model):
+    with evaluating(model):
         logits, last = _run(model, example_input, whose)
         if logits.ndim != 2 or logits.shape[0] != len(example_input) or logits.shape[1] != classes:
             raise ModelError(
@@ -146,7 +146,8 @@ def _check_logits(values: Tensor, last: str, whose: str) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode; each of its modules goes back to the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -14,12 +14,22 @@ from pipeline.errors import CacheMismatchError, ConfigError
 from pipeline.losses import LOSSES
 from pipeline.sampler import Rows
 from pipeline.softlabels import same_temperature
-from pipeline.sources import CachedLabels, LabelSource, Matching, Mixture, check_agreement, match, replay_views
+from pipeline.sources import (
+    CachedFeatures,
+    CachedLabels,
+    LabelSource,
+    Matching,
+    Mixture,
+    check_agreement,
+    match,
+    replay_views,
+)
 from pipeline.sources.replay import recorded_views
 from pipeline.sources.windows import PartTable
 from pipeline.store import Cache, open_cache
 from pipeline.store.copies import default_folder
 from pipeline.training.config import TrainConfig
+from pipeline.training.hints import Hints
 from pipeline.training.task import view_numbers
 from pipeline.views import Views, check_replay, check_views
 
@@ -63,6 +73,11 @@ class Learnt:
                 )
         return blocks
 
+    def hints(self, hints: Hints, resident: str) -> CachedFeatures:
+        """Features of the only cache. Raises ConfigError naming those that it holds, when it lacks one."""
+        (labels,) = self.labels
+        return CachedFeatures(labels, [feature for feature, _ in hints.pairs], resident=resident)
+
     @property
     def unchecked(self) -> tuple[str, ...]:
         """What the caches do not know of themselves, so that it could not be held against the data."""
@@ -88,19 +103,20 @@ def open_caches(config: TrainConfig, dataset: Dataset, device: torch.device) -> 
     folder = config.cache_dir or default_folder()
     addresses, weights = zip(*config.caches, strict=True)
     caches = [open_cache(a, cache_dir=folder, cache_bytes=config.cache_bytes) for a in addresses]
-    alpha, own = config.objective.alpha, config.label_view == "own"
+    alpha = config.objective.alpha
+    own = config.label_view == "own" and bool(alpha or config.hints)
     _check_mixable(caches)
     for cache in caches if alpha else ():
         _check_served(cache, config)
     matchings = [match(caches[0], dataset, "train", config.missing)]
     most = max(caches, key=lambda cache: len(cache.views("train")))
     train_views = view_numbers(config.train_views, most.views("train"))
-    check_agreement(caches, train_views if alpha and own else (0,))
+    check_agreement(caches, train_views if own else (0,))
     matchings += [_match_beside(caches[0], cache, dataset, config.missing) for cache in caches[1:]]
     views = replay_views(most, config.transform)
     if any(train_views):
         check_views(views, dataset)
-        for cache in caches if alpha and own else ():
+        for cache in caches if own else ():
             _check_replay(cache, replay_views(cache, config.transform), dataset)
     labels = tuple(
         CachedLabels(cache, found, device=device, resident=config.resident, labels_view=config.label_view)

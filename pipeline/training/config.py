@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.configuration import REQUIRED, option, parse_arguments
 from pipeline.errors import ConfigError
-from pipeline.losses import LOSSES
+from pipeline.losses import FEATURE_LOSSES, LOSSES
 from pipeline.models import untrained
 from pipeline.sources.cached import LABELS, RESIDENT
 from pipeline.sources.matching import MISSING
 from pipeline.sources.mixture import SPACES
 from pipeline.store.copies import DEFAULT_BYTES
+from pipeline.training.hints import Hints, parse_hints
 from pipeline.training.labels import parse_labels
 from pipeline.training.objective import Objective
 from pipeline.training.ranks import PARALLEL
@@ -23,6 +25,8 @@ DEFAULT_ALPHA = 0.9
 DEFAULT_BLOCK = 4096
 OF_SOFT_LABELS = ("loss", "loss_args", "standardise")
 """Options that say how soft labels are learnt, and nothing where there are none."""
+OF_HINTS = ("hint_loss", "hint_weight", "hint_epochs", "hints_in_turn")
+"""Options that say how hints are learnt, and nothing where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,22 @@ class TrainConfig(Recipe):
     loss_args: tuple[str, ...] = option((), "key=value parameters of the loss, such as skew=0.1")
     standardise: bool = option(False, "z-scores in the place of the logits, the student's and the teacher's")
     label_smoothing: float = option(0.0, "share of each hard label that is spread evenly over all classes, below 1")
+    hints: tuple[str, ...] = option(
+        (),
+        "feature of the teacher, as the cache names it (or module of a live --teacher), and the module of the student "
+        "that learns to give it; several for several layers",
+        metavar="FEATURE=MODULE",
+    )
+    hint_loss: str = option(
+        "hint", "of the hints; --list-methods says what each is and where it comes from", choices=tuple(FEATURE_LOSSES)
+    )
+    hint_weight: float | None = option(
+        None, "weight of the hints, summed over the layers; a value that suits --hint-loss unless given"
+    )
+    hint_epochs: int = option(
+        0, "first epochs, which learn hints alone; the others then learn labels alone. 0 learns both throughout"
+    )
+    hints_in_turn: bool = option(False, "layer by layer: each of several hints has its share of --hint-epochs")
     train_views: str = option("plain", "views to train on, one per epoch in turn: plain, random, all, or the first N")
     label_view: str = option("own", "soft labels of a view: its own, or those of the plain view", choices=LABELS)
     transform: str | None = option(None, "random view, where no cache says it, or where the cache's is module:factory")
@@ -136,14 +156,24 @@ class TrainConfig(Recipe):
             parameters=tuple((name, float(value)) for name, value in sorted(parameters.items())),
             standardise=self.standardise,
             smoothing=self.label_smoothing,
+            hints=self._hints,
         )
+
+    @property
+    def _hints(self) -> Hints | None:
+        """What is learnt from features, defaults filled in."""
+        if not self.hints:
+            return None
+        weight = FEATURE_LOSSES[self.hint_loss].weight if self.hint_weight is None else self.hint_weight
+        return Hints(parse_hints(self.hints), self.hint_loss, weight, self.hint_epochs, self.hints_in_turn)
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self._label_problems()
         yield from self._loss_problems()
+        yield from self._hint_problems()
         yield from self._mixture_problems()
-        yield from self.below(seeds=1, cache_bytes=0)
+        yield from self.below(seeds=1, cache_bytes=0, hint_epochs=0)
         if not 0 < self.labelled_fraction <= 1:
             yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
         if self.train_views not in ("plain", "random", "all") and not (
@@ -171,6 +201,29 @@ class TrainConfig(Recipe):
         if not self.cached and self.teacher is None:
             for flag in self._given(*OF_SOFT_LABELS):
                 yield f"{flag} is of soft labels, and there are none: name a --cache or a --teacher"
+
+    def _hint_problems(self) -> Iterator[str]:
+        if not self.hints:
+            for flag in self._given(*OF_HINTS):
+                yield f"{flag} is of hints, and there are none: name some, --hints FEATURE=MODULE"
+            return
+        try:
+            pairs = parse_hints(self.hints)
+        except ConfigError as error:
+            yield from error.problems
+            return
+        if self.cache is None and self.teacher is None:
+            yield "--hints are features of one teacher: name its --cache (not several --labels), or that --teacher"
+        if self.parallel == "fsdp":
+            yield "--parallel fsdp shares the weights of a student alone: --hints, with projections beside it, need ddp"
+        if self.hint_weight is not None and not 0 < self.hint_weight < math.inf:
+            yield f"--hint-weight should be above 0; found {self.hint_weight}"
+        if self.hint_epochs >= self.epochs:
+            yield f"--hint-epochs should leave some of --epochs {self.epochs} for the labels; found {self.hint_epochs}"
+        if self.hints_in_turn and not len(pairs) <= self.hint_epochs:
+            yield f"--hints-in-turn gives each hint epochs of its own: --hint-epochs of {len(pairs)} or more"
+        if self.hints_in_turn and len(pairs) == 1:
+            yield "--hints-in-turn is for several --hints"
 
     def _label_problems(self) -> Iterator[str]:
         alpha, beta = self._weights

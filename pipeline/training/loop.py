@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,12 +25,15 @@ from pipeline.identity import digest, view_seed
 from pipeline.models import logits_of
 from pipeline.progress import Bar, Progress, Silent
 from pipeline.sampler import Order
+from pipeline.training.hinted import Hinted
 from pipeline.training.interruption import Interruption
-from pipeline.training.objective import Terms
+from pipeline.training.objective import Objective, Output, Terms
 from pipeline.training.optimisation import learning_rate, make_optimizer
 from pipeline.training.ranks import AGREE_STEPS, ALONE, Ranks
 from pipeline.training.recipe import Recipe, outcome_options
 from pipeline.training.state import Position, load_state, save_state
+from pipeline.training.supply import Supply
+from pipeline.training.tally import Tally
 from pipeline.training.task import Task
 
 LOG_SECONDS = 2.0
@@ -43,9 +45,10 @@ VALIDATION_BATCHES = 4
 class Fitted:
     """What a fit did; the model itself holds the weights that were asked for.
 
-    ``history`` has per finished epoch: epoch, view, lr (of its last step), loss, hard, soft (means per example,
-    unweighted, 0 for an example without), accuracy and nll on validation. ``best_epoch`` is best on validation,
-    ``kept_epoch`` the one whose weights were kept. ``seconds`` are of this process.
+    ``history`` has per finished epoch: epoch, view, lr (of its last step), loss and those of hard, soft and hints that
+    counted in it (means per example, unweighted, 0 for an example without), accuracy and nll on validation.
+    ``best_epoch`` is best on validation, ``kept_epoch`` the one whose weights were kept. ``seconds`` are of this
+    process.
     """
 
     history: list[dict[str, Any]]
@@ -81,7 +84,11 @@ def fit(
     Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once the step in hand is done and the state is saved; ModelError
     when the loss is no longer finite.
     """
-    return _Fit(model, task, recipe, seed, state, progress or Silent(), on_step, ranks).run(description)
+    fitting = _Fit(model, task, recipe, seed, state, progress or Silent(), on_step, ranks)
+    try:
+        return fitting.run(description)
+    finally:
+        fitting.close()
 
 
 class _Fit:
@@ -101,10 +108,11 @@ class _Fit:
         self.ranks = ranks
         self.task, self.recipe, self.state, self.progress, self.on_step = task, recipe, state, progress, on_step
         self.model = model.to(task.device)
-        ranks.shard(self.model)
-        self.forward: Callable[[Tensor], Any] = torch.compile(model) if recipe.compile else model
-        self.stepping = ranks.spread(model, self.forward)
-        self.optimizer = make_optimizer(model, recipe)
+        self.learner = self._learner(seed)
+        ranks.shard(self.learner)
+        self.forward: Callable[..., Any] = torch.compile(self.learner) if recipe.compile else self.learner
+        self.stepping = ranks.spread(self.learner, self.forward)
+        self.optimizer = make_optimizer(self.learner, recipe)
         self.order = Order(
             task.blocks,
             recipe.batch_size,
@@ -125,30 +133,33 @@ class _Fit:
             )
         if recipe.accumulate % ranks.world:
             raise ModelError(f"{ranks.world} ranks cannot share {recipe.accumulate} batches of a step evenly")
-        self.labels = torch.from_numpy(task.labels).to(task.device)
-        self.has_soft = self._has_soft()
+        self.supply = Supply(task, self.order)
         self.position = Position()
         self.best: dict[str, Tensor] | None = None
-        self.losses = _Losses()
+        self.losses = Tally()
         self.examples = 0
         self.saved_at = self.logged_at = time.monotonic()
         self.signature = digest([outcome_options(recipe), seed, self.order.examples])
         torch.manual_seed(seed)
-        if state is not None and (loaded := load_state(state, self.signature, model, self.optimizer, task.device)):
+        if state is not None and (
+            loaded := load_state(state, self.signature, self.learner, self.optimizer, task.device)
+        ):
             self.position, self.best = loaded.position, loaded.best
-            self.losses = _Losses(loaded.losses if ranks.rank == 0 else None)
+            self.losses = Tally(loaded.losses if ranks.rank == 0 else None)
         if ranks.rank:
             torch.manual_seed(view_seed(seed, f"step {self.position.step}", ranks.rank))  # dropout of its own
 
-    def _has_soft(self) -> Tensor | None:
-        """(N,) which rows have soft labels, on the device; None when all that are visited do."""
-        if self.task.source is None:
-            return None
-        everything = np.arange(len(self.task.labels), dtype=np.int64)
-        has = self.task.source.has(everything)
-        if all(has[block].all() for block in self.task.blocks):
-            return None
-        return torch.from_numpy(has).to(self.task.device)
+    def _learner(self, seed: int) -> nn.Module:
+        """What is trained: the model, with projections beside it where hints are learnt."""
+        task = self.task
+        if task.hints is None or task.objective.hints is None:
+            return self.model
+        return Hinted(self.model, task.objective.hints, task.hints.shapes, task.example.to(task.device), seed)
+
+    def close(self) -> None:
+        """Leave the model without taps."""
+        if isinstance(self.learner, Hinted):
+            self.learner.close()
 
     def run(self, description: str) -> Fitted:
         started = time.perf_counter()
@@ -163,9 +174,9 @@ class _Fit:
                 self._save_if(interruption, always=True)
         kept = self.position.epoch - 1
         if self.recipe.keep == "best" and self.best is not None:
-            self.model.load_state_dict(self.best)
+            self.learner.load_state_dict(self.best)
             kept = self.position.best_epoch
-        self.ranks.gather(self.model)
+        self.ranks.gather(self.learner)
         self.model.eval()
         return Fitted(
             history=self.position.history,
@@ -182,47 +193,44 @@ class _Fit:
 
     def _epoch(self, interruption: Interruption, bar: Bar) -> None:
         """The rest of the current epoch, from ``position.batch`` on."""
-        task, recipe, position = self.task, self.recipe, self.position
+        task, position = self.task, self.position
         view = task.train_views[position.epoch % len(task.train_views)]
-        self.model.train()
-        # Inputs first: their workers fork before the thread of the labels starts.
+        objective = task.objective.at(position.epoch)
+        self.learner.train()
         world, start = self.ranks.world, position.batch // self.ranks.world
-        inputs = task.inputs.stream(self.order, position.epoch, start, view)
-        labels = task.source.stream(self.order, position.epoch, start, view) if task.source is not None else None
         terms: list[Terms] = []
         numbers = range(position.batch + self.ranks.rank, self.batches, world)
-        with closing(labels) if labels is not None else nullcontext():
-            for batch, rows in zip(numbers, self.order.epoch(position.epoch, start), strict=True):
-                x = next(inputs)
-                soft = labels.next(x, rows) if labels is not None else None
-                index = torch.from_numpy(rows).to(task.device, non_blocking=True)
-                has_soft = None if self.has_soft is None else self.has_soft[index]
+        with closing(self.supply.epoch(objective, position.epoch, start, view)) as supply:
+            for batch, (x, known) in zip(numbers, supply, strict=True):
                 end = self._end_of_step(batch)
                 last = batch + world >= end
                 short = last and self._is_short(end)
                 with self.ranks.apart(self.stepping, last and not short):
-                    with autocast(task.device, recipe.precision):
-                        logits = logits_of(self.stepping(x))
-                    found = task.objective(logits, self.labels[index], soft, has_soft)
+                    found = objective(self._output(x, known.hints), known)
                     # Ranks average their gradients, and each has only its own rows of the step.
                     (found.total / self._rows_of_step(batch) * world).backward()  # type: ignore[no-untyped-call]
                 terms.append(found)
-                self.examples += len(rows)
+                self.examples += len(x)
                 bar.update(min(world, self.batches - batch))
                 if not last:
                     continue
                 if short:
-                    self._idle_pass(x)
+                    self._idle_pass(x, objective)
                 self._step(terms, batch)
                 terms = []
                 position.batch = end
                 if end < self.batches:
                     self._save_if(interruption)
-        next(inputs, None)  # tells the workers of a DataLoader that the epoch has ended
         if position.batch < self.batches:  # the last step of the epoch has no batch for this rank
-            self._idle_pass(next(task.inputs.stream(self.order, position.epoch, 0, view)))
+            self._idle_pass(next(task.inputs.stream(self.order, position.epoch, 0, view)), objective)
             self._step([], position.batch)
             position.batch = self.batches
+
+    def _output(self, x: Tensor, hints: Mapping[str, Tensor] | None) -> Output:
+        """What the student gives for ``x``, in training."""
+        with autocast(self.task.device, self.recipe.precision):
+            found = self.stepping(x) if hints is None else self.stepping(x, hints)
+        return found if isinstance(found, Output) else Output(logits_of(found))
 
     def _end_of_step(self, batch: int) -> int:
         """The batch after the last of the optimiser step that ``batch`` is part of."""
@@ -233,12 +241,16 @@ class _Fit:
         count = end - (end - 1) // self.recipe.accumulate * self.recipe.accumulate
         return 0 < count % self.ranks.world <= self.ranks.rank
 
-    def _idle_pass(self, x: Tensor) -> None:
+    def _idle_pass(self, x: Tensor, objective: Objective) -> None:
         """Take part in a step as often as rank 0 does, with inputs that weigh nothing."""
+        hints = None
+        if self.task.hints is not None and objective.hints is not None:
+            shapes = self.task.hints.shapes
+            hints = {name: x.new_zeros((len(x), *shapes[name])) for name, _ in objective.hints.pairs}
         with self.ranks.apart(self.stepping, True):
-            with autocast(self.task.device, self.recipe.precision):
-                logits = logits_of(self.stepping(x))
-            (logits.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
+            logits, pairs = self._output(x, hints)
+            values = [logits, *(side for pair in pairs.values() for side in pair)]
+            sum((value.float().sum() * 0 for value in values), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
 
     def _rows_of_step(self, batch: int) -> int:
         """Rows of the optimiser step that ``batch`` is part of."""
@@ -263,31 +275,30 @@ class _Fit:
     def _close_epoch(self, description: str) -> None:
         """Validate, record the epoch, and note whether it is the best so far."""
         position = self.position
-        total, hard, soft = _Losses(self.ranks.rows(self.losses.tensor())).sums()
+        sums = Tally(self.ranks.rows(self.losses.tensor())).sums()
         record: dict[str, Any] = {
             "epoch": position.epoch,
             "view": self.task.train_views[position.epoch % len(self.task.train_views)],
             "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": total / self.visits,
+            "loss": sums["total"] / self.visits,
         }
-        if self.task.objective.beta:
-            record["hard"] = hard / self.visits
-        if self.task.source is not None:
-            record["soft"] = soft / self.visits
+        objective = self.task.objective.at(position.epoch)
+        used = {"hard": objective.beta, "soft": objective.alpha, "hints": objective.hints is not None}
+        record |= {name: sums[name] / self.visits for name, weight in used.items() if weight}
         if len(self.task.validation):
             record["accuracy"], record["nll"] = self._validate()
             score = (record["accuracy"], -record["nll"])
             if position.best is None or score > position.best:
                 position.best, position.best_epoch = score, position.epoch
                 if self.recipe.keep == "best":
-                    self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+                    self.best = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
         if not all(math.isfinite(value) for value in record.values()):
             raise ModelError(
                 f"{description}: loss or outputs were no longer finite in epoch {position.epoch + 1}. Lower --lr "
                 f"(found {self.recipe.lr:g}), or look at the inputs"
             )
         position.history.append(record)
-        self.losses = _Losses()
+        self.losses = Tally()
         position.epoch, position.batch = position.epoch + 1, 0
         if time.monotonic() - self.logged_at > LOG_SECONDS or position.epoch == self.recipe.epochs:
             self.logged_at = time.monotonic()
@@ -299,10 +310,10 @@ class _Fit:
         task = self.task
         size, ranks = self.recipe.batch_size * VALIDATION_BATCHES, self.ranks
         order = Order((task.validation,), size, shuffle=False, rank=ranks.rank, world=ranks.world)
-        ranks.same_buffers(self.model)
+        ranks.same_buffers(self.learner)
         labels = torch.from_numpy(task.validation_labels).to(task.device)
         found: list[Tensor] = []
-        self.model.eval()
+        self.learner.eval()
         with torch.no_grad():
             for rows, x in zip(order.epoch(0), task.validation_inputs.stream(order, 0, 0, 0), strict=True):
                 with autocast(task.device, self.recipe.precision):
@@ -326,46 +337,8 @@ class _Fit:
         )
         if self.state is not None and (stop or due):
             losses = self.ranks.rows(self.losses.tensor())
-            kept = (self.position, self.model, self.optimizer, self.best, losses)
+            kept = (self.position, self.learner, self.optimizer, self.best, losses)
             save_state(self.state, self.signature, *kept, write=self.ranks.rank == 0)
             self.saved_at = time.monotonic()
         if stop:
             raise KeyboardInterrupt
-
-
-class _Losses:
-    """The terms of each batch of an epoch, kept on the device and added up exactly, in whatever order, at its end."""
-
-    CHUNK = 1024
-
-    def __init__(self, before: Tensor | None = None) -> None:
-        self._done = [] if before is None else [before]
-        self._open: Tensor | None = None
-        self._used = 0
-
-    def add(self, terms: Terms) -> None:
-        if self._open is None:
-            # One block for many batches: small tensors kept between the large ones of a step would stop the
-            # allocator from using the memory of past batches again.
-            self._open = torch.zeros(self.CHUNK, 3, device=terms.total.device)
-        for column, value in enumerate(terms):
-            if value is not None:
-                self._open[self._used, column] = value.detach()
-        self._used += 1
-        if self._used == self.CHUNK:
-            self._done, self._open, self._used = [self.tensor()], None, 0
-
-    def tensor(self) -> Tensor:
-        """(batches, 3) float32 on the host: objective, hard and soft sums of each batch."""
-        rows = [*self._done]
-        if self._open is not None:
-            rows.append(self._open[: self._used].cpu())
-        return torch.cat(rows) if rows else torch.zeros(0, 3)
-
-    def sums(self) -> tuple[float, float, float]:
-        """The exact sums of the three columns; NaN when a value is not finite."""
-        kept = self.tensor()
-        if not bool(torch.isfinite(kept).all()):
-            return math.nan, math.nan, math.nan
-        total, hard, soft = (math.fsum(column) for column in kept.T.tolist())
-        return total, hard, soft

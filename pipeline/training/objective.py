@@ -1,14 +1,16 @@
-"""What a training step minimises: soft and hard labels, each row by what it has."""
+"""What a training step minimises: soft labels, hard labels and hints, each row by what it has."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
-from pipeline.losses import LOSSES, ResponseLoss, hard_loss, standardised, standardised_labels
+from pipeline.losses import FEATURE_LOSSES, LOSSES, ResponseLoss, hard_loss, standardised, standardised_labels
 from pipeline.softlabels import SoftLabels
+from pipeline.training.hints import Hints
 
 
 class Terms(NamedTuple):
@@ -17,6 +19,35 @@ class Terms(NamedTuple):
     total: Tensor
     hard: Tensor | None
     soft: Tensor | None
+    hints: Tensor | None
+
+
+class Output(NamedTuple):
+    """What a student gives in training.
+
+    - ``logits`` (B, C);
+    - ``hints``: for each hint, by the teacher's name of it, the student's features and the teacher's, brought to one
+      shape (B, ...).
+    """
+
+    logits: Tensor
+    hints: Mapping[str, tuple[Tensor, Tensor]] = {}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is known of the rows of a batch besides their inputs, on the device of training.
+
+    - ``labels`` (B,) int64, -1 for none;
+    - ``soft``: their soft labels; ``has_soft`` (B,) bool says whose are not placeholders, None when all are real;
+    - ``hints``: the teacher's features (B, ...) by name; ``has_hints`` as ``has_soft``.
+    """
+
+    labels: Tensor
+    soft: SoftLabels | None = None
+    has_soft: Tensor | None = None
+    hints: Mapping[str, Tensor] | None = None
+    has_hints: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -25,7 +56,8 @@ class Objective:
 
     - ``loss``: a name in ``losses.LOSSES``, ``parameters``: of its own, (name, value) each; ``temperature`` of both
       sides; ``standardise``: z-scores in the place of the logits of both sides (Sun et al. 2024);
-    - ``smoothing``: share of a hard label that is spread over all classes.
+    - ``smoothing``: share of a hard label that is spread over all classes;
+    - ``hints``: what is learnt from the teacher's features, None for nothing.
     """
 
     alpha: float = 0.0
@@ -35,34 +67,52 @@ class Objective:
     parameters: tuple[tuple[str, float], ...] = ()
     standardise: bool = False
     smoothing: float = 0.0
+    hints: Hints | None = None
 
     @property
     def response(self) -> ResponseLoss:
         """The loss on soft labels that ``loss`` names."""
         return LOSSES[self.loss]
 
-    def __call__(self, logits: Tensor, labels: Tensor, soft: SoftLabels | None, has_soft: Tensor | None) -> Terms:
-        """``logits`` (B, C), ``labels`` (B,) int64 with -1 for none, ``has_soft`` (B,) bool or None when all rows have.
+    def at(self, epoch: int) -> Objective:
+        """The objective of one epoch: itself, but where hints and labels take turns."""
+        if self.hints is None or not self.hints.epochs:
+            return self
+        if epoch >= self.hints.epochs:
+            return replace(self, hints=None)
+        return replace(self, alpha=0.0, beta=0.0, hints=self.hints.at(epoch))
 
-        Sums, not means: the caller divides by the rows of the whole optimiser step, which makes accumulation exact.
-        """
-        hard_sum = hard_loss(logits, labels, smoothing=self.smoothing).sum() if self.beta else None
-        soft_sum = None
-        if soft is not None and self.alpha:
-            soft_sum = self._soft(logits, labels, soft, has_soft)
-        pairs = ((self.alpha, soft_sum), (self.beta, hard_sum))
-        weighed = [weight * value for weight, value in pairs if value is not None]
-        return Terms(sum(weighed[1:], start=weighed[0]) if weighed else logits.sum() * 0, hard_sum, soft_sum)
+    def __call__(self, output: Output, batch: Batch) -> Terms:
+        """Sums, not means: the caller divides by the rows of the optimiser step, which keeps accumulation exact."""
+        logits = output.logits
+        hard = hard_loss(logits, batch.labels, smoothing=self.smoothing).sum() if self.beta else None
+        soft = self._soft(logits, batch, batch.soft) if batch.soft is not None and self.alpha else None
+        hints = self._hints(output, batch, self.hints) if self.hints is not None else None
+        weight = self.hints.weight if self.hints is not None else 0.0
+        weighed = [w * v for w, v in ((self.alpha, soft), (self.beta, hard), (weight, hints)) if v is not None]
+        return Terms(sum(weighed[1:], start=weighed[0]) if weighed else logits.sum() * 0, hard, soft, hints)
 
-    def _soft(self, logits: Tensor, labels: Tensor, soft: SoftLabels, has_soft: Tensor | None) -> Tensor:
-        response = self.response
-        if response.batch and has_soft is not None:
+    def _soft(self, logits: Tensor, batch: Batch, soft: SoftLabels) -> Tensor:
+        response, labels, has = self.response, batch.labels, batch.has_soft
+        if response.batch and has is not None:
             # Placeholders of rows without soft labels would count in the correlations of the others.
-            logits, labels, soft = logits[has_soft], labels[has_soft], soft.map(lambda array: array[has_soft])
-            has_soft = None
+            known = has
+            logits, labels, soft = logits[known], labels[known], soft.map(lambda array: array[known])
+            has = None
             if not len(logits):
                 return logits.sum() * 0
         if self.standardise:
             logits, soft = standardised(logits), standardised_labels(soft)
         rows = response(logits, soft, labels, self.temperature, **dict(self.parameters))
-        return (rows if has_soft is None else rows * has_soft).sum()
+        return (rows if has is None else rows * has).sum()
+
+    def _hints(self, output: Output, batch: Batch, hints: Hints) -> Tensor:
+        """The loss of each pair, of rows that have features alone: others would count in the relations of a batch."""
+        total = output.logits.sum() * 0
+        for name, _ in hints.pairs:
+            student, teacher = output.hints[name]
+            if batch.has_hints is not None:
+                student, teacher = student[batch.has_hints], teacher[batch.has_hints]
+            if len(student):
+                total = total + FEATURE_LOSSES[hints.loss](student, teacher).sum()
+        return total

@@ -31,6 +31,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [group for group in groups if group["params"]]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     if recipe.optimizer == "sgd":
+        # torch has no fused SGD for weights of which each rank holds a share.
+        fused = fused and not any(hasattr(p, "full_tensor") for p in trained)
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
 

@@ -14,10 +14,11 @@ from pipeline.devices import resolve_device, use_threads
 from pipeline.errors import ConfigError, some
 from pipeline.models import check_model, load_model, state_digest
 from pipeline.sampler import Rows, blocks_of
-from pipeline.sources import LabelSource, LiveTeacher
+from pipeline.sources import FeatureSource, LabelSource, LiveFeatures, LiveTeacher
 from pipeline.training.caches import open_caches
 from pipeline.training.config import DEFAULT_BLOCK, TrainConfig
 from pipeline.training.inputs import make_inputs
+from pipeline.training.objective import Objective
 from pipeline.training.task import Task, data_lineage, keep_labels, repeated, view_numbers, without_class
 from pipeline.views import Views, check_views, make_views
 
@@ -55,11 +56,15 @@ def prepare(config: TrainConfig) -> Prepared:
         train_views = view_numbers(config.train_views, range(views.count))
         if any(train_views):
             check_views(views, dataset)
-    if config.teacher is not None and objective.alpha:
-        source, teacher = _live(config, dataset, device)
+    hints: FeatureSource | None = None
+    if learnt is not None and objective.hints is not None:
+        hints = learnt.hints(objective.hints, config.resident)
+    if config.teacher is not None and (objective.alpha or objective.hints):
+        live, hints, teacher = _live(config, dataset, device)
+        source = live if objective.alpha else None
     rows = without_class(dataset, rows, config.omit_class)
     hard = keep_labels(dataset, rows, config.labelled_fraction)
-    rows = rows[_useful(rows, hard, source, objective.beta)]
+    rows = rows[_useful(rows, hard, source, hints, objective)]
     if source is not None and objective.response.labelled:
         _check_labelled(dataset, rows[source.has(rows)], hard, config.loss)
     visits = repeated(rows, config.repeat, len(without_class(dataset, dataset.rows("train"), config.omit_class)))
@@ -68,7 +73,7 @@ def prepare(config: TrainConfig) -> Prepared:
     else:
         positions = np.searchsorted(rows, visits) if len(rows) else visits
         blocks = blocks_of(visits, positions // (config.block or DEFAULT_BLOCK))
-    task = make_task(dataset, views, blocks, hard, config, device, train_views=train_views, source=source)
+    task = make_task(dataset, views, blocks, hard, config, device, train_views=train_views, source=source, hints=hints)
     lineage = {
         **data_lineage(dataset),
         **({"cache": None, "teacher": teacher} if learnt is None else learnt.lineage(config.mix)),
@@ -90,6 +95,7 @@ def make_task(
     *,
     train_views: tuple[int, ...],
     source: LabelSource | None,
+    hints: FeatureSource | None = None,
 ) -> Task:
     """A task over ``blocks`` of training rows, judged on the labelled validation rows.
 
@@ -113,6 +119,8 @@ def make_task(
         train_views=train_views,
         objective=config.objective,
         source=source,
+        hints=hints,
+        example=dataset.prepare(dataset.load(0))[None],
         validation=np.asarray(validation, dtype=np.int64),
         validation_inputs=make_inputs(dataset, Views(), np.asarray(validation, dtype=np.int64), 1, **kept),
         validation_labels=given,
@@ -120,15 +128,20 @@ def make_task(
     )
 
 
-def _live(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[LiveTeacher, dict[str, Any]]:
-    """The teacher that runs beside the student, checked, and what it is."""
+def _live(
+    config: TrainConfig, dataset: Dataset, device: torch.device
+) -> tuple[LiveTeacher, LiveFeatures | None, dict[str, Any]]:
+    """The teacher that runs beside the student, checked, its features where hints are asked for, and what it is."""
     arguments = parse_arguments(config.teacher_args, "--teacher-args")
     classes, whose = len(dataset.classes), f"teacher {config.teacher}"
     model = load_model(str(config.teacher), arguments, config.weights, dataset, whose=whose)
-    teacher = LiveTeacher(model, classes, device=device)
+    hints = config.objective.hints
+    tapped = {feature: feature for feature, _ in hints.pairs} if hints is not None else {}
+    teacher = LiveTeacher(model, classes, device=device, features=tapped)
     example = dataset.prepare(dataset.load(0))[None].to(device)
     check_model(teacher.model, classes=classes, example_input=example, class_names=dataset.classes, whose=whose)
-    return teacher, {"reference": config.teacher, "args": arguments, "state": state_digest(model)}
+    features = LiveFeatures(teacher, example) if tapped else None
+    return teacher, features, {"reference": config.teacher, "args": arguments, "state": state_digest(model)}
 
 
 def _check_labelled(dataset: Dataset, rows: Rows, hard: np.ndarray[Any, Any], loss: str) -> None:
@@ -142,11 +155,18 @@ def _check_labelled(dataset: Dataset, rows: Rows, hard: np.ndarray[Any, Any], lo
         )
 
 
-def _useful(rows: Rows, hard: np.ndarray[Any, Any], source: LabelSource | None, beta: float) -> np.ndarray[Any, Any]:
+def _useful(
+    rows: Rows,
+    hard: np.ndarray[Any, Any],
+    source: LabelSource | None,
+    hints: FeatureSource | None,
+    objective: Objective,
+) -> np.ndarray[Any, Any]:
     """Which rows have anything to learn from."""
     useful = np.zeros(len(rows), dtype=np.bool_)
-    if source is not None:
-        useful |= source.has(rows)
-    if beta:
+    for given in (source, hints):
+        if given is not None:
+            useful |= given.has(rows)
+    if objective.beta:
         useful |= hard[rows] >= 0
     return useful

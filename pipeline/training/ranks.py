@@ -80,14 +80,14 @@ class Ranks:
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(whole(parameter).detach(), parameter.requires_grad))
 
-    def spread(self, model: nn.Module, forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def spread(self, model: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         """``forward`` with its gradients averaged over the ranks, and the weights of rank 0 to begin with."""
         if self.world == 1 or self.sharded:
             return forward
         module = forward if isinstance(forward, nn.Module) else model
         return DistributedDataParallel(module)
 
-    def apart(self, forward: Callable[[Tensor], Any], last: bool) -> contextlib.AbstractContextManager[Any]:
+    def apart(self, forward: Callable[..., Any], last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients stay here, until the last batch of a step that this rank has."""
         if isinstance(forward, DistributedDataParallel) and not last:
             return forward.no_sync()

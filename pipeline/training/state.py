@@ -22,7 +22,7 @@ from pipeline.training.ranks import shared_as, whole
 from pipeline.workspace import write_atomic
 
 KEY = "softlabels-training-state"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, DataError, some
 from pipeline.identity import SPLITS, digest, digest_array
 from pipeline.losses.response import NO_LABEL
 from pipeline.sampler import Rows
-from pipeline.sources import LabelSource
+from pipeline.sources import FeatureSource, LabelSource
 from pipeline.training.inputs import Inputs
 from pipeline.training.objective import Objective
 
@@ -28,7 +29,8 @@ class Task:
     - ``blocks``: the dataset rows of the training set (a row may occur several times), cut as the sampler wants them;
     - ``labels`` (N,): hard labels of the whole dataset as training may use them, -1 for none;
     - ``inputs``: of the training rows; epoch e uses view ``train_views[e mod len(train_views)]``;
-    - ``source``: of soft labels, None for hard labels only;
+    - ``source``: of soft labels, None for hard labels only; ``hints``: of the teacher's features, None for none;
+    - ``example`` (1, ...): an input, to see the shapes of what a model gives;
     - ``validation``: labelled rows that choices are made on, empty for none, with their ``validation_inputs``;
     - ``validation_labels`` (N,): their labels, never reduced by ``labelled_fraction``.
     """
@@ -40,6 +42,8 @@ class Task:
     train_views: tuple[int, ...]
     objective: Objective
     source: LabelSource | None
+    hints: FeatureSource | None
+    example: Tensor
     validation: Rows
     validation_inputs: Inputs
     validation_labels: npt.NDArray[np.int64]

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.losses import distillation_loss, hard_loss, logit_regression_loss
 from pipeline.softlabels import Dense
 from pipeline.training import Objective, Recipe, TrainConfig
+from pipeline.training.objective import Batch, Output
 from pipeline.training.optimisation import learning_rate, make_optimizer
 
 OUT = Path("run")
@@ -135,7 +136,7 @@ def test_each_row_counts_by_the_labels_it_has(loss: str) -> None:
     labels = torch.tensor([0, -1, 2, -1])
     has_soft = torch.tensor([True, True, False, False])
     objective = Objective(alpha=0.7, beta=0.2, temperature=3.0, loss=loss)
-    terms = objective(logits, labels, teacher, has_soft)
+    terms = objective(Output(logits), Batch(labels, teacher, has_soft))
     soft = (
         distillation_loss(logits, teacher, temperature=3.0) if loss == "kl" else logit_regression_loss(logits, teacher)
     )
@@ -161,10 +162,11 @@ def test_a_loss_over_the_batch_leaves_out_rows_without_soft_labels() -> None:
     logits, teacher = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator)
     labels, has = torch.arange(6) % 4, torch.tensor([True, False, True, True, False, True])
     objective = Objective(alpha=1.0, beta=0.0, loss="dist")
-    found = objective(logits, labels, Dense(teacher), has)
-    alone = objective(logits[has], labels[has], Dense(teacher[has]), None)
+    found = objective(Output(logits), Batch(labels, Dense(teacher), has))
+    alone = objective(Output(logits[has]), Batch(labels[has], Dense(teacher[has])))
     torch.testing.assert_close(found.total, alone.total)
-    assert objective(logits, labels, Dense(teacher), torch.zeros(6, dtype=torch.bool)).total == 0
+    none = Batch(labels, Dense(teacher), torch.zeros(6, dtype=torch.bool))
+    assert objective(Output(logits), none).total == 0
 
 
 def test_label_smoothing_and_standardised_logits_reach_the_objective() -> None:

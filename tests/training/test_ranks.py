@@ -52,7 +52,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = folder / "teacher.safetensors"
     save_weights(weights, build_model("mlp-8", {}, classes=3, input_shape=(1, 6, 6)), {})
     data = f"arrays:{folder / 'data.npz'}"
-    dump.run(dump.DumpConfig(data=data, teacher="mlp-8", weights=weights, out=folder / "cache", part_size=16))
+    kept = {"part_size": 16, "features": ("code=hidden",)}
+    dump.run(dump.DumpConfig(data=data, teacher="mlp-8", weights=weights, out=folder / "cache", **kept))
     (folder / "slow_student.py").write_text(STUDENT)
     return folder
 
@@ -130,6 +131,14 @@ def test_ranks_that_share_the_weights_take_the_same_steps(home: Path, ranks: int
     shared = ("--parallel", "fsdp", "--accumulate", str(accumulate), *options)
     done(train(home, f"fsdp-{ranks}", ranks, *shared))
     assert_same_course(home, f"alone-fsdp-{ranks}", f"fsdp-{ranks}")
+
+
+def test_hints_are_learnt_on_ranks_as_on_one(home: Path) -> None:
+    """Hints alone in the first epoch, labels alone in the others: in each, some weights get no gradient."""
+    options = ("--hints", "code=model.hidden", "--hint-epochs", "1")
+    done(train(home, "alone-hints", 1, "--accumulate", "3", *options))
+    done(train(home, "shared-hints", 3, *options))
+    assert_same_course(home, "alone-hints", "shared-hints")
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

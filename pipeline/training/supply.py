@@ -1,0 +1,68 @@
+"""What a step needs, batch after batch in the sampler's order: inputs, labels, and what the teacher said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, closing
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.sampler import Order
+from pipeline.sources import FeatureSource, LabelSource
+from pipeline.training.objective import Batch, Objective
+from pipeline.training.task import Task
+
+
+class Supply:
+    """The batches of a task in the order of ``order``, epoch by epoch, on the task's device."""
+
+    def __init__(self, task: Task, order: Order) -> None:
+        self._task, self._order = task, order
+        self._labels = torch.from_numpy(task.labels).to(task.device)
+        self._has_soft = self._has(task.source)
+        self._has_hints = self._has(task.hints)
+
+    def _has(self, source: LabelSource | FeatureSource | None) -> Tensor | None:
+        """(N,) which rows have soft labels or hints; None when all that are visited do."""
+        if source is None:
+            return None
+        has = source.has(np.arange(len(self._task.labels), dtype=np.int64))
+        if all(has[block].all() for block in self._task.blocks):
+            return None
+        return torch.from_numpy(has).to(self._task.device)
+
+    def epoch(
+        self, objective: Objective, epoch: int, start: int, view: int
+    ) -> Generator[tuple[Tensor, Batch], None, None]:
+        """Inputs (B, ...) and what is known of their rows, from batch ``start`` of ``epoch`` on; close it.
+
+        Soft labels and hints are read where ``objective`` uses them.
+        """
+        task, order = self._task, self._order
+        # Inputs first: their workers fork before the threads of labels and hints start.
+        inputs = task.inputs.stream(order, epoch, start, view)
+        with ExitStack() as opened:
+            labels = hints = None
+            if task.source is not None and objective.alpha:
+                labels = opened.enter_context(closing(task.source.stream(order, epoch, start, view)))
+            if task.hints is not None and objective.hints is not None:
+                hints = opened.enter_context(closing(task.hints.stream(order, epoch, start, view)))
+            wanted = {name for name, _ in objective.hints.pairs} if objective.hints is not None else set()
+            for rows in order.epoch(epoch, start):
+                x = next(inputs)
+                soft = labels.next(x, rows) if labels is not None else None
+                found = hints.next(x, rows) if hints is not None else None
+                index = torch.from_numpy(rows).to(task.device, non_blocking=True)
+                yield (
+                    x,
+                    Batch(
+                        labels=self._labels[index],
+                        soft=soft,
+                        has_soft=None if self._has_soft is None else self._has_soft[index],
+                        hints=found and {name: value for name, value in found.items() if name in wanted},
+                        has_hints=None if self._has_hints is None else self._has_hints[index],
+                    ),
+                )
+            next(inputs, None)  # tells the workers of a DataLoader that the epoch has ended
