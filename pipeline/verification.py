@@ -100,6 +100,10 @@ def verify_with_teacher(config: VerifyConfig, progress: Progress | None = None) 
     example = dataset.prepare(dataset.load(0))[None].to(device)
     check_model(teacher, classes=len(dataset.classes), example_input=example, whose=whose)
     made_by, found = cache.identity["teacher"]["state"], state_digest(teacher)
+    if any(step["verb"] == "noise" for step in cache.manifest.lineage):
+        raise CacheMismatchError(
+            f"{config.cache} holds noisy labels: no teacher says the same. Ask for its bytes alone"
+        )
     if made_by is None:
         raise CacheMismatchError(
             f"{config.cache} does not know which teacher made it (its labels were imported), so none can be asked again"

@@ -20,6 +20,7 @@ COMMANDS = {
     "transcode": ("stages.verbs.rewriting:transcode", "The same labels in another encoding, store or part size."),
     "subset": ("stages.verbs.rewriting:subset", "Some examples, splits, views or features, as a cache of their own."),
     "merge": ("stages.verbs.rewriting:merge", "Parts, views or examples that several teams dumped, as one cache."),
+    "noise": ("stages.verbs.rewriting:noise", "The mean of teachers' labels with noise, and what it gives away."),
     "extend": ("stages.verbs.extending:extend", "The dataset grew: only new examples meet the teacher."),
     "import": ("stages.verbs.importing:command", "Labels that others published: TinyViT, FKD, npy, npz, Parquet."),
     "finalize": ("stages.verbs.finishing:finalize", "Finish a cache whose parts several processes made."),

@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "softlabels", "identity", "configuration", "progress", "sampler", "workspace", "outputs", "references"),
+    (
+        "errors",
+        "softlabels",
+        "identity",
+        "configuration",
+        "progress",
+        "sampler",
+        "workspace",
+        "outputs",
+        "references",
+        "privacy",
+    ),
     ("encodings", "metrics"),
     ("store", "fidelity"),
     ("caches",),

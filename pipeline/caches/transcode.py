@@ -111,7 +111,8 @@ def run(config: TranscodeConfig, progress: Progress | None = None) -> BuildRepor
 
 def _against(source: Cache) -> str | None:
     """What a second encoding is measured against: the teacher where the first one lost nothing, else the first one."""
-    if source.manifest.bound == 0 and not source.encoding.temperatures:
+    noisy = any(step["verb"] == "noise" for step in source.manifest.lineage)
+    if source.manifest.bound == 0 and not source.encoding.temperatures and not noisy:
         return None
     return f"the labels of cache {short(source.digest)}, not the teacher"
 

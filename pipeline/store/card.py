@@ -52,6 +52,7 @@ def card(manifest: Manifest, sizes: Mapping[str, int]) -> str:
         *(f"| {name} | {value} |" for name, value in _rows(manifest, sizes)),
         "",
         *_lineage(manifest.identity.get("lineage")),
+        *_account(manifest),
         "## How faithful",
         "",
         *_faithful(manifest),
@@ -152,10 +153,27 @@ def _lineage(steps: Any) -> Iterator[str]:
     yield ""
 
 
+def _noise(manifest: Manifest) -> Mapping[str, Any] | None:
+    """The step that added noise, None without one."""
+    return next((step for step in manifest.lineage if step["verb"] == "noise"), None)
+
+
+def _account(manifest: Manifest) -> Iterator[str]:
+    """What the noise lets its makers claim, in their words."""
+    if (step := _noise(manifest)) is None:
+        return
+    yield from ("## What it gives away", "")
+    yield from (f"- {_cell(name)}: {_cell(said)}" for name, said in _mapping(step.get("account")).items())
+    yield ""
+
+
 def _faithful(manifest: Manifest) -> Iterator[str]:
     yield _bound(manifest)
     found = dict(manifest.fidelity)
-    points = [*_compared(found), *_accuracy(found)]
+    points = [
+        *_compared(found),
+        *_accuracy(found, "The teacher's" if _noise(manifest) is None else "The noisy label's"),
+    ]
     points += [f"{_cell(name)}: {_cell(value)}" for name, value in sorted(found.items())]
     if points:
         yield ""
@@ -165,6 +183,14 @@ def _faithful(manifest: Manifest) -> Iterator[str]:
 def _bound(manifest: Manifest) -> str:
     imported = any(step["verb"] == "import" for step in manifest.lineage)
     whose = "those that were imported" if imported else "those of the teacher"
+    noise = _noise(manifest)
+    if noise is not None:
+        about = _cell(_mapping(noise.get("options")).get("temperature"))
+        off = "to the bit" if manifest.bound == 0 else f"to within {manifest.bound:.3g}"
+        return (
+            f"Not what a teacher said: noise was added at T = {about}, and no bound holds for any one label. The noisy "
+            f"labels are kept {off}."
+        )
     if manifest.bound == 0:
         return f"Exact: the logits are {whose}, to the bit."
     if manifest.temperatures:
@@ -195,13 +221,13 @@ def _compared(found: dict[str, Any]) -> Iterator[str]:
         yield f"KL divergence of the stored distributions from the teacher's, in nats, on average: {at}."
 
 
-def _accuracy(found: dict[str, Any]) -> Iterator[str]:
+def _accuracy(found: dict[str, Any], whose: str) -> Iterator[str]:
     """How often the teacher is right; taken out of ``found``, unless it is of another form."""
     shares = found.get("teacher_accuracy")
     if isinstance(shares, dict) and shares and all(isinstance(share, (int, float)) for share in shares.values()):
         del found["teacher_accuracy"]
         said = ", ".join(f"{_share(share)} of {_cell(split)}" for split, share in shares.items())
-        yield f"The teacher's most probable class is the hard label in {said} (all views, labelled entries)."
+        yield f"{whose} most probable class is the hard label in {said} (all views, labelled entries)."
 
 
 def _share(value: float) -> str:

@@ -92,11 +92,14 @@ def _step(step: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield f"made by {step['verb']}", "; ".join(said) or "no options"
     if step.get("source"):
         yield "its source", "; ".join(f"{key} {_short(value)}" for key, value in step["source"].items())
+    yield from (step.get("account") or {}).items()
     if step.get("unknown"):
         yield UNKNOWN, _short(step["unknown"])
 
 
 def _bound(found: Mapping[str, Any]) -> str:
+    if any(step["verb"] == "noise" for step in found["identity"].get("lineage", ())):
+        return f"{found['bound']:.3g} from the noisy labels; none from what the teachers said"
     if not found["bound"]:
         return "0: exact"
     if found["temperatures"]:
