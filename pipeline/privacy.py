@@ -178,8 +178,8 @@ class Account:
         else:
             over, moved = f"a mean over {self.teachers} teachers, all of which may change", "sqrt(2)"
         return (
-            f"One Gaussian mechanism: {self.rows:,} rows, each {over}, so that a row moves by at most {moved} and all of "
-            f"them together by {self.sensitivity:.6g} (L2); noise of standard deviation {self.sigma:.6g} in every "
+            f"One Gaussian mechanism: {self.rows:,} rows, each {over}, so that a row moves by at most {moved} and all "
+            f"of them together by {self.sensitivity:.6g} (L2); noise of standard deviation {self.sigma:.6g} in every "
             "coordinate; epsilon and delta by Balle and Wang (2018), theorem 8."
         )
 
