@@ -136,3 +136,32 @@ def same_temperature(wanted: float, known: float) -> bool:
 
 
 SoftLabels: TypeAlias = Dense | TopK
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one of several teachers said of the rows of a batch.
+
+    - ``soft``: labels of B rows, over the classes that it knows;
+    - ``classes`` (n,) int64: the student's number of each of those, None for all C in order;
+    - ``weights`` (B,) floating: how much it counts for each row, 0 where it does not.
+    """
+
+    soft: SoftLabels
+    classes: Array | None
+    weights: Array
+
+    def __post_init__(self) -> None:
+        _check("weights", self.weights, (len(self.soft),))
+        if self.classes is not None:
+            _check("classes", self.classes, (self.soft.classes,))
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What several teachers said of the same rows, kept apart: each may know classes of its own (``Panel``)."""
+
+    opinions: tuple[Opinion, ...]
+
+    def __len__(self) -> int:
+        return len(self.opinions[0].soft)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.configuration import REQUIRED, option, parse_arguments
-from pipeline.datasets import Dataset, load_dataset
+from pipeline.datasets import Dataset, knowing, load_dataset
 from pipeline.devices import autocast, resolve_device, use_threads
 from pipeline.errors import DataError
 from pipeline.identity import short
@@ -44,6 +44,9 @@ class FitTeacherConfig(Recipe):
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     teacher: str = option("cnn-32", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
+    classes: tuple[str, ...] = option(
+        (), "a specialist: it knows these classes alone, in this order, and learns from their examples; all unless given"
+    )
     out: Path = option(REQUIRED, "directory of the teacher")
     epochs: int = option(30, "passes over the training set, each over another view")
     keep: str = option(
@@ -112,7 +115,7 @@ def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeache
     started = time.perf_counter()
     use_threads(config.threads)
     device = resolve_device(config.device)
-    dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
+    dataset = knowing(load_dataset(config.data, parse_arguments(config.data_args, "--data-args")), config.classes)
     views = make_views(config.transform, config.views + 1, config.seed) if config.augmented else Views()
     if config.augmented:
         check_views(views, dataset)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.configuration import REQUIRED, Config, option, parse_arguments
-from pipeline.datasets import load_dataset
+from pipeline.datasets import knowing, load_dataset
 from pipeline.devices import autocast, resolve_device
 from pipeline.errors import CacheMismatchError
 from pipeline.identity import short
@@ -25,6 +25,7 @@ from pipeline.models import check_model, frozen, load_model, logits_of, state_di
 from pipeline.progress import Progress, Silent
 from pipeline.softlabels import SoftLabels, TopK
 from pipeline.sources import match, replay_views
+from pipeline.sources.matching import known_classes
 from pipeline.store import open_cache
 from pipeline.views import load_inputs
 
@@ -94,6 +95,8 @@ def verify_with_teacher(config: VerifyConfig, progress: Progress | None = None) 
     device = resolve_device(config.device)
     cache = open_cache(config.cache)
     dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
+    if known_classes(cache, dataset) is not None:
+        dataset = knowing(dataset, cache.class_names)
     arguments = parse_arguments(config.teacher_args, "--teacher-args")
     whose = f"teacher {config.teacher}"
     teacher = frozen(load_model(config.teacher, arguments, config.weights, dataset, whose=whose)).to(device)

@@ -37,7 +37,7 @@ from pipeline.models import build_model, load_model, save_weights
 from pipeline.sampler import Order
 from pipeline.softlabels import Dense, SoftLabels
 from pipeline.sources import CachedLabels, LiveTeacher, Mixture, check_agreement
-from pipeline.sources.mixture import mixed, shares
+from pipeline.sources.mixing import mixed, shares
 from pipeline.store import Cache, open_cache, push
 from pipeline.training import TrainConfig, fit, prepare, run
 from pipeline.training.labels import parse_labels
@@ -167,7 +167,7 @@ def test_logits_are_averaged_without_what_means_nothing(weights: list[float], se
     random = np.random.default_rng(seed)
     logits = random.normal(scale=5, size=(len(weights), 6, 5))
     shifted = [Dense(torch.tensor(z + random.normal(size=(6, 1)) * 50)) for z in logits]
-    found = mixed(shifted, shares(weights), space="logits", temperature=None).logits
+    found = mixed(shifted, shares(weights), mix="logits", temperature=None).logits
     assert found.dtype == torch.float64 and found.sum(dim=1).abs().max() < 1e-10
     for temperature in (1.0, 3.0):
         expected = np.ones((6, 5))
@@ -181,7 +181,7 @@ def test_weighted_losses_have_the_gradient_of_the_loss_on_the_mixture() -> None:
     """What the docstring recommends for top-k labels, checked where both can be computed."""
     student = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     labels = [Dense(torch.randn(6, 5, dtype=torch.float64) * 3) for _ in range(2)]
-    together = distillation_loss(student, mixed(labels, (0.7, 0.3), space="probs", temperature=2.0), temperature=2.0)
+    together = distillation_loss(student, mixed(labels, (0.7, 0.3), mix="probs", temperature=2.0), temperature=2.0)
     apart = [weight * distillation_loss(student, soft, temperature=2.0) for soft, weight in zip(labels, (0.7, 0.3))]  # noqa: B905
     one, other = (torch.autograd.grad(loss.sum(), student)[0] for loss in (together, apart[0] + apart[1]))
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -192,8 +192,8 @@ def test_a_mixture_of_one_is_that_one_and_closes_its_sources() -> None:
     logits = torch.randn(5, 4)
     sources = [(Fixed(Dense(logits)), 2.0)]
     rows = np.arange(5)
-    for space in ("probs", "logits"):
-        stream = Mixture(sources, temperature=3.0, space=space).stream(Order((rows,), 5), 0)
+    for mix in ("probs", "logits"):
+        stream = Mixture(sources, temperature=3.0, mix=mix).stream(Order((rows,), 5), 0)
         found = stream.next(torch.zeros(5), rows).logits
         torch.testing.assert_close(torch.softmax(found, 1), torch.softmax(logits, 1))
         stream.close()
@@ -225,8 +225,8 @@ def test_a_mixture_refuses_what_it_cannot_average(make_cache: Make, dataset: Dat
     for temperature in (None, 0.0, float("nan")):
         with pytest.raises(ConfigError, match="needs the temperature of its mean"):
             Mixture([(three, 1.0)], temperature=temperature)
-    with pytest.raises(ConfigError, match="probs, logits; found 'odds'"):
-        Mixture([(three, 1.0)], temperature=1, space="odds")
+    with pytest.raises(ConfigError, match="probs, logits, confident, correct; found 'odds'"):
+        Mixture([(three, 1.0)], temperature=1, mix="odds")
 
 
 def test_weights_are_divided_by_their_sum() -> None:
@@ -273,7 +273,7 @@ def test_a_cache_and_its_weight(texts: list[str], expected: list[tuple[str, floa
         ({"labels": ("a", "b"), "teacher": "mlp-4", "weights": Path("w")}, "either --cache or --teacher"),
         ({"labels": ("a", "b"), "views": 2}, "--views is for runs without a cache"),
         ({"labels": ("a", "b"), "mix": "odds"}, "--mix should be one of probs, logits"),
-        ({"labels": ("a", "b"), "loss": "logit-regression"}, "with --mix logits"),
+        ({"labels": ("a", "b"), "loss": "logit-regression"}, "at one: use --mix logits"),
         ({"labels": ("a",), "mix": "logits"}, "--mix logits is for two or more"),
         ({"cache": "a", "mix": "logits"}, "--mix logits is for two or more"),
     ],
@@ -459,12 +459,12 @@ def test_a_stream_refuses_a_view_that_is_not_the_same_in_all(
 ) -> None:
     other = CachedLabels(open_cache(make_cache("seeded", seed=9)), dataset)
     first = CachedLabels(both[0], dataset)
-    labels, order = Mixture([(first, 1), (other, 1)], space="logits"), first.order(8)
+    labels, order = Mixture([(first, 1), (other, 1)], mix="logits"), first.order(8)
     labels.stream(order, 0).close()
     with pytest.raises(CacheMismatchError, match="dump seed 0 and of dump seed 9"):
         labels.stream(order, 0, view=1)
     plain = [(CachedLabels(c, dataset, labels_view="plain"), 1.0) for c in (both[0], other.cache)]
-    Mixture(plain, space="logits").stream(order, 0, view=1).close()
+    Mixture(plain, mix="logits").stream(order, 0, view=1).close()
 
 
 def test_each_part_is_read_about_once_when_blocks_are_the_largest(
@@ -519,18 +519,18 @@ def losses_of(
     return found
 
 
-@pytest.mark.parametrize("space", ["probs", "logits"])
+@pytest.mark.parametrize("mix", ["probs", "logits"])
 def test_cached_mixture_equals_two_live_teachers_mixed(
-    folder: Path, config: Configure, tmp_path: Path, space: str
+    folder: Path, config: Configure, tmp_path: Path, mix: str
 ) -> None:
     """Step by step, over random views, with parts that are cut otherwise; stopped in the middle of an epoch, too."""
-    options = config(train_views="all", mix=space, temperature=3.0, resident="none")
+    options = config(train_views="all", mix=mix, temperature=3.0, resident="none")
     prepared = prepare(options)
     live = []
     for name, weight in (("a", 0.7), ("b", 0.3)):
         model = load_model("mlp-8", {}, folder / f"{name}.safetensors", prepared.dataset, whose=name)
         live.append((LiveTeacher(model, 3), weight))
-    source = Mixture(live, temperature=3.0, space=space)
+    source = Mixture(live, temperature=3.0, mix=mix)
     expected = losses_of(replace(prepared.task, source=source), options, prepared.dataset)
     found = losses_of(prepared.task, options, prepared.dataset)
     assert len(found) == 28 and len(set(found)) == 28

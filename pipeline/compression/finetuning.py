@@ -52,6 +52,7 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
         options |= {"data": config.data, "data_args": config.data_args}
     if config.cache is not None:
         options |= {"cache": None if config.cache == "none" else config.cache, "labels": (), "mix": "probs"}
+        options |= {"foreign": TrainConfig.foreign}
     cached = bool(options.get("cache") or options.get("labels"))
     if cached and not options.get("alpha"):
         options["alpha"] = options["beta"] = None

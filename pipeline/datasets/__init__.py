@@ -12,6 +12,7 @@ from pipeline.datasets.base import FRACTIONS, Dataset, check_dataset, split_of
 from pipeline.datasets.digits import Digits
 from pipeline.datasets.external import HubDataset, torchvision_dataset
 from pipeline.datasets.images import Images
+from pipeline.datasets.knowing import knowing
 from pipeline.errors import ConfigError
 from pipeline.references import call, resolve
 
@@ -24,6 +25,7 @@ __all__ = [
     "Images",
     "MapStyle",
     "check_dataset",
+    "knowing",
     "load_dataset",
     "split_of",
 ]

@@ -29,6 +29,9 @@ class DumpConfig(Config):
     weights: Path | None = option(
         None, "the teacher's weights: safetensors, or a checkpoint that loads with weights_only"
     )
+    classes: tuple[str, ...] = option(
+        (), "the classes that the teacher's outputs stand for, in its order, where it knows some of the dataset's alone"
+    )
     out: Path = option(REQUIRED, "directory of the cache, or a URL: s3://BUCKET/NAME, gs://...")
     views: int = option(0, "random views of each training example, besides the plain one")
     transform: str | None = option(

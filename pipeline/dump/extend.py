@@ -44,6 +44,7 @@ class ExtendConfig(Config):
     teacher: str = option(REQUIRED, "the model that made the cache")
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     weights: Path | None = option(None, "the teacher's weights")
+    classes: tuple[str, ...] = option((), "the classes that its outputs stand for, where it was dumped with --classes")
     transform: str | None = option(None, "the random view, when the cache was made with a module:factory")
     out: Path = option(REQUIRED, "directory of the new cache")
     batch_size: int = option(256, "entries per forward pass")
@@ -124,6 +125,7 @@ def _as_dumped(config: ExtendConfig, cache: Cache) -> DumpConfig:
         teacher=config.teacher,
         teacher_args=config.teacher_args,
         weights=config.weights,
+        classes=config.classes,
         out=config.out,
         views=views.count - 1,
         transform=views.description if views.count > 1 else None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline import encodings
 from pipeline.configuration import parse_arguments
-from pipeline.datasets import Dataset, load_dataset
+from pipeline.datasets import Dataset, knowing, load_dataset
 from pipeline.devices import autocast, resolve_device, use_threads
 from pipeline.dump.config import DumpConfig
 from pipeline.encodings import Encoding
@@ -24,7 +24,7 @@ from pipeline.views import Views, check_views, make_views
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a dump needs, built and checked before the teacher runs."""
+    """Everything a dump needs, built and checked before the teacher runs; ``dataset`` has the teacher's classes."""
 
     config: DumpConfig
     dataset: Dataset
@@ -50,7 +50,7 @@ def prepare(config: DumpConfig) -> Job:
     """
     use_threads(config.threads)
     device = resolve_device(config.device)
-    dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
+    dataset = knowing(load_dataset(config.data, parse_arguments(config.data_args, "--data-args")), config.classes)
     views = make_views(config.transform, config.views + 1, config.seed)
     check_views(views, dataset)
     arguments = parse_arguments(config.teacher_args, "--teacher-args")

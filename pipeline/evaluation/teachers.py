@@ -14,18 +14,18 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.scoring import TeacherLabels, teacher_labels
 from pipeline.runs import Run
 from pipeline.softlabels import Dense, SoftLabels
-from pipeline.sources.mixture import mixed
+from pipeline.sources.mixing import mixed
 from pipeline.store import Cache, open_cache
 from pipeline.training.labels import parse_labels
 
 
 @dataclass(frozen=True)
 class Teachers:
-    """Caches with the weights of their mixture, which come to 1, and the ``space`` (probs or logits) it is in."""
+    """Caches with the weights of their mixture, which come to 1, and the rule (``mix``) it is made by."""
 
     caches: tuple[Cache, ...]
     weights: tuple[float, ...] = (1.0,)
-    space: str = "probs"
+    mix: str = "probs"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class Teachers:
                         "Name the one to compare with by --cache, or 'none'"
                     )
                 found.append(soft.map(torch.from_numpy))
-            return mixed(found, self.weights, space=self.space, temperature=temperature).map(lambda t: t.numpy())
+            return mixed(found, self.weights, mix=self.mix, temperature=temperature).map(lambda t: t.numpy())
 
         return read
 

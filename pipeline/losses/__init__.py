@@ -11,6 +11,7 @@ from pipeline.losses.divergences import (
 )
 from pipeline.losses.features import FEATURE_LOSSES, FeatureLoss
 from pipeline.losses.hints import hint_loss
+from pipeline.losses.partial import opinions_loss
 from pipeline.losses.projection import Bridge, EmbeddingHeads, Projection, make_projection
 from pipeline.losses.relational import angle_relation_loss, distance_relation_loss, similarity_loss
 from pipeline.losses.relations import correlation_loss, decoupled_loss, standardised, standardised_labels
@@ -37,6 +38,7 @@ __all__ = [
     "jensen_shannon_loss",
     "logit_regression_loss",
     "make_projection",
+    "opinions_loss",
     "reverse_kl_loss",
     "similarity_loss",
     "skewed_kl_loss",

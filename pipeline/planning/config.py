@@ -47,6 +47,7 @@ class PlanConfig(Config):
     teacher: str = _dumped("teacher")
     teacher_args: tuple[str, ...] = _dumped("teacher_args")
     weights: Path | None = option(None, _AS_DUMPED["weights"].metadata["help"])
+    classes: tuple[str, ...] = _dumped("classes")
     views: int = _dumped("views")
     transform: str | None = _dumped("transform")
     seed: int = _dumped("seed")

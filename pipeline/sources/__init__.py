@@ -1,8 +1,8 @@
 """Label sources: where the soft labels of a batch come from. The one place where the store meets torch.
 
-``CachedLabels`` reads them from a cache, ``LiveTeacher`` computes them, ``Mixture`` averages several sources. Losses
-and training loops see the same typed batches whichever it is. ``CachedFeatures`` and ``LiveFeatures`` give the
-features of a teacher for the same batches.
+``CachedLabels`` reads them from a cache, ``LiveTeacher`` computes them, ``Mixture`` makes several sources one and
+``Panel`` keeps them apart. Losses and training loops see the same typed batches whichever it is. ``CachedFeatures`` and
+``LiveFeatures`` give the features of a teacher for the same batches.
 """
 
 from pipeline.sources.agreement import check_agreement
@@ -12,6 +12,7 @@ from pipeline.sources.features import CachedFeatures, FeatureSource, FeatureStre
 from pipeline.sources.live import LiveTeacher
 from pipeline.sources.matching import Matching, match
 from pipeline.sources.mixture import Mixture
+from pipeline.sources.panel import Member, Panel
 from pipeline.sources.replay import replay_views
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "LiveFeatures",
     "LiveTeacher",
     "Matching",
+    "Member",
     "Mixture",
+    "Panel",
     "check_agreement",
     "match",
     "replay_views",

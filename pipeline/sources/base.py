@@ -9,13 +9,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pipeline.sampler import Order, Rows
-from pipeline.softlabels import SoftLabels
+from pipeline.softlabels import Opinions, SoftLabels
 
 
 class LabelStream(Protocol):
     """The soft labels of one epoch, batch by batch, in the order of the ``Order`` it was opened with."""
 
-    def next(self, inputs: Tensor, rows: Rows) -> SoftLabels:
+    def next(self, inputs: Tensor, rows: Rows) -> SoftLabels | Opinions:
         """Labels of the next batch: ``inputs`` (B, ...) on the source's device, ``rows`` (B,) of the dataset.
 
         Rows for which the source ``has`` nothing get finite placeholders, to be weighed by 0.

@@ -26,7 +26,9 @@ class Matching:
     - ``rows`` (n,): the dataset rows of the split that stay, in dataset order;
     - ``entry_of`` (N,): for every dataset row its entry number within each view of the split, -1 where there is none;
     - ``missing``: ids of the split that the cache has no labels for (skipped, or kept for their hard labels);
-    - ``unchecked``: what could not be held against the dataset, because the cache does not know it (an imported one).
+    - ``unchecked``: what could not be held against the dataset, because the cache does not know it (an imported one);
+    - ``knows``: of a cache that knows some of the classes, the dataset's number of each, in the cache's order; None of
+      one that knows all, in the dataset's order.
     """
 
     split: str
@@ -34,6 +36,7 @@ class Matching:
     entry_of: npt.NDArray[np.int64]
     missing: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
+    knows: tuple[int, ...] | None = None
 
     def entries(self, rows: Rows) -> Rows:
         """Entry numbers (B,) of dataset rows that have labels. Raises CacheMismatchError when one has none."""
@@ -46,21 +49,24 @@ class Matching:
         return found
 
 
-def match(cache: Cache, dataset: Dataset, split: str = "train", missing: str = "error") -> Matching:
+def match(
+    cache: Cache, dataset: Dataset, split: str = "train", missing: str = "error", *, partly: bool = False
+) -> Matching:
     """Find the labels of every example of ``split``, or refuse.
 
     Equal data digests address rows directly. Otherwise (reordered, a subset, grown) rows are joined by example id and
     the stored bytes of each joined example are compared by digest. What the cache does not know (an imported one: its
     class names, preprocessing, the content of its examples, its views) is named in ``unchecked``. ``missing`` says what
     becomes of examples without labels: ``error``, ``skip`` (they leave the training set) or ``hard`` (they stay for
-    their hard labels).
+    their hard labels). ``partly`` lets caches pass whose classes are some of the dataset's, in any order: ``knows``.
 
     Raises CacheMismatchError: other class names or order, other preprocessing, a split that the cache lacks, the same
     id with other content, examples without labels under ``error``, or no example with labels at all.
     """
     if missing not in MISSING:
         raise ConfigError(f"--missing should be one of {', '.join(MISSING)}; found {missing!r}")
-    unchecked = _check_declarations(cache, dataset)
+    knows = known_classes(cache, dataset) if partly else None
+    unchecked = _check_declarations(cache, dataset, partly=knows is not None)
     rows = np.asarray(dataset.rows(split), dtype=np.int64)
     if split not in cache.splits():
         held = ", ".join(cache.splits())
@@ -69,7 +75,7 @@ def match(cache: Cache, dataset: Dataset, split: str = "train", missing: str = "
     same = cache.manifest.knows_content and cache.identity["data"]["digest"] == dataset.digest()
     if same and cache.examples(split) == len(rows):
         entry_of[rows] = np.arange(len(rows))
-        return Matching(split, rows, entry_of, (), unchecked)
+        return Matching(split, rows, entry_of, (), unchecked, knows)
     _join(cache, dataset, split, rows, entry_of)
     absent = rows[entry_of[rows] < 0]
     names = tuple(str(dataset.ids[int(row)]) for row in absent)
@@ -81,10 +87,19 @@ def match(cache: Cache, dataset: Dataset, split: str = "train", missing: str = "
     if names and missing == "error":
         raise CacheMismatchError(_missing_message(cache, dataset, split, names, len(rows)))
     kept = rows[entry_of[rows] >= 0] if missing == "skip" else rows
-    return Matching(split, kept, entry_of, names, unchecked)
+    return Matching(split, kept, entry_of, names, unchecked, knows)
 
 
-def _check_declarations(cache: Cache, dataset: Dataset) -> tuple[str, ...]:
+def known_classes(cache: Cache, dataset: Dataset) -> tuple[int, ...] | None:
+    """The dataset's number of each class of a cache that knows some of them, and no other; None for any other cache."""
+    numbers = {name: number for number, name in enumerate(dataset.classes)}
+    names = tuple(cache.class_names)
+    if not names or len(set(names)) != len(names) or not set(names) < set(numbers):
+        return None
+    return tuple(numbers[name] for name in names)
+
+
+def _check_declarations(cache: Cache, dataset: Dataset, *, partly: bool) -> tuple[str, ...]:
     """Refuse other classes or preprocessing; what the cache does not know of these and of others, in words."""
     views = cache.identity["views"]
     unknown = {
@@ -95,7 +110,7 @@ def _check_declarations(cache: Cache, dataset: Dataset) -> tuple[str, ...]:
         or views["seed"] is None,
     }
     theirs, ours = tuple(cache.class_names), tuple(dataset.classes)
-    if theirs != ours and (theirs or cache.classes != len(ours)):
+    if not partly and theirs != ours and (theirs or cache.classes != len(ours)):
         if len(theirs) != len(ours):
             how = f"{len(theirs)} classes there, {len(ours)} here"
         elif set(theirs) == set(ours):
@@ -104,9 +119,14 @@ def _check_declarations(cache: Cache, dataset: Dataset) -> tuple[str, ...]:
         else:
             at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
             how = f"class {at} is {theirs[at]!r} there, {ours[at]!r} here"
+        then = "Name the dataset it was made from, or dump again"
+        if known_classes(cache, dataset) is not None:
+            then = (
+                f"It knows some of them alone ({some(theirs, 4)}), which `softlabels train` can learn from and nothing "
+                "else can: name a cache that knows all, or --cache none where that is an option"
+            )
         raise CacheMismatchError(
-            f"{cache.address} was made for other classes than those of {dataset.name}: {how}. Name the dataset it was "
-            "made from, or dump again"
+            f"{cache.address} was made for other classes than those of {dataset.name}: {how}. {then}"
         )
     declared = cache.identity["preprocessing"]
     if declared is not None and declared != dataset.preprocessing:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.datasets import Dataset
-from pipeline.errors import CacheMismatchError, ConfigError
+from pipeline.errors import CacheMismatchError, ConfigError, some
 from pipeline.losses import LOSSES
 from pipeline.sampler import Rows
 from pipeline.softlabels import same_temperature
@@ -19,17 +20,18 @@ from pipeline.sources import (
     CachedLabels,
     LabelSource,
     Matching,
-    Mixture,
     check_agreement,
     match,
     replay_views,
 )
+from pipeline.sources.panel import SEPARATE
 from pipeline.sources.replay import recorded_views
 from pipeline.sources.windows import PartTable
 from pipeline.store import Cache, open_cache
 from pipeline.store.copies import default_folder
 from pipeline.training.config import TrainConfig
 from pipeline.training.hints import Hints
+from pipeline.training.several import check_mixable, join, joint_lineage
 from pipeline.training.task import view_numbers
 from pipeline.views import Views, check_replay, check_views
 
@@ -41,14 +43,15 @@ MOST_READS = 4
 class Learnt:
     """What is learnt from, and with which weights, which come to 1.
 
-    - ``labels``: of each cache; ``source``: of their mixture, or of the only one; None without a soft term;
-    - ``rows`` (n,): the training rows that stay, in dataset order: under ``--missing skip`` those that all have;
+    - ``labels``: of each cache; ``soft``: whether there is a soft term;
+    - ``rows`` (n,): the training rows that stay, in dataset order: under ``--missing skip`` those that all have (with
+      a loss for each cache: those that any has);
     - ``views``: of the cache with most of them; ``train_views``: the numbers of those that are trained on.
     """
 
     labels: tuple[CachedLabels, ...]
     weights: tuple[float, ...]
-    source: LabelSource | None
+    soft: bool
     rows: Rows
     views: Views
     train_views: tuple[int, ...]
@@ -61,7 +64,7 @@ class Learnt:
         """
         largest = max(self.labels, key=lambda labels: int(labels.cache.identity["part_size"]))
         blocks = largest.blocks(visits)
-        for labels in self.labels if self.source is not None and len(blocks) > window else ():
+        for labels in self.labels if self.soft and len(blocks) > window else ():
             table = PartTable(labels.cache, labels.matching.split, 0)
             entries = [labels.matching.entry_of[block] for block in blocks]
             touched = sum(len(np.unique(table.part_of(found[found >= 0]))) for found in entries)
@@ -83,15 +86,19 @@ class Learnt:
         """What the caches do not know of themselves, so that it could not be held against the data."""
         return tuple(f"{labels.cache.address}: {what}" for labels in self.labels for what in labels.matching.unchecked)
 
-    def lineage(self, space: str) -> dict[str, Any]:
-        """Digest and teacher of the cache; of a mixture lists of them, the weights, and the ``space`` it is in."""
-        caches = [labels.cache for labels in self.labels]
-        if len(caches) == 1:
-            return {"cache": caches[0].digest, "teacher": caches[0].identity["teacher"]}
-        # 7 and 3 are the same weights as 0.7 and 0.3, whatever their quotients round to.
-        weights = [float(f"{weight:.12g}") for weight in self.weights]
-        pairs = [{"digest": cache.digest, "weight": weight} for cache, weight in zip(caches, weights, strict=True)]
-        return {"cache": pairs, "mix": space, "teacher": [cache.identity["teacher"] for cache in caches]}
+    def source(self, config: TrainConfig, dataset: Dataset, hard: npt.NDArray[np.int64]) -> LabelSource | None:
+        """What the student learns from; None without a soft term. ``hard`` (N,): labels that training may know."""
+        return join(self.labels, self.weights, config, dataset, hard) if self.soft else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever trains should know: which caches know some of the classes alone."""
+        partly = [labels.cache for labels in self.labels if labels.matching.knows is not None]
+        return tuple(f"{cache.address} knows {some(cache.class_names, 10)} alone" for cache in partly)
+
+    def lineage(self, config: TrainConfig) -> dict[str, Any]:
+        """Which caches and teachers, and how they are mixed, as JSON values."""
+        return joint_lineage(self.labels, self.weights, config)
 
 
 def open_caches(config: TrainConfig, dataset: Dataset, device: torch.device) -> Learnt:
@@ -105,13 +112,14 @@ def open_caches(config: TrainConfig, dataset: Dataset, device: torch.device) -> 
     caches = [open_cache(a, cache_dir=folder, cache_bytes=config.cache_bytes) for a in addresses]
     alpha = config.objective.alpha
     own = config.label_view == "own" and bool(alpha or config.hints)
-    _check_mixable(caches)
+    check_mixable(caches, config, dataset)
+    apart = config.mix == SEPARATE
     for cache in caches if alpha else ():
         _check_served(cache, config)
-    matchings = [match(caches[0], dataset, "train", config.missing)]
+    matchings = [match(caches[0], dataset, "train", config.missing, partly=True)]
     most = max(caches, key=lambda cache: len(cache.views("train")))
     train_views = view_numbers(config.train_views, most.views("train"))
-    check_agreement(caches, train_views if own else (0,))
+    check_agreement(caches, train_views if own else (0,), partly=apart)
     matchings += [_match_beside(caches[0], cache, dataset, config.missing) for cache in caches[1:]]
     views = replay_views(most, config.transform)
     if any(train_views):
@@ -122,28 +130,8 @@ def open_caches(config: TrainConfig, dataset: Dataset, device: torch.device) -> 
         CachedLabels(cache, found, device=device, resident=config.resident, labels_view=config.label_view)
         for cache, found in zip(caches, matchings, strict=True)
     )
-    source: LabelSource | None = labels[0] if alpha else None
-    if alpha and len(labels) > 1:
-        pairs = list(zip(labels, weights, strict=True))
-        source = Mixture(pairs, temperature=config.temperature, space=config.mix)
-    return Learnt(labels, weights, source, _rows(caches, matchings, config.missing), views, train_views)
-
-
-def _check_mixable(caches: Sequence[Cache]) -> None:
-    """Refuse the same cache at two places, and labels that cannot be averaged."""
-    found: dict[str, str] = {}
-    for cache in caches:
-        if cache.digest in found:
-            raise ConfigError(
-                f"--labels names one cache twice: {found[cache.digest]} and {cache.address} hold the same. Name it "
-                "once, with one weight"
-            )
-        found[cache.digest] = cache.address
-        if len(caches) > 1 and cache.encoding.name != "dense":
-            raise ConfigError(
-                f"dense labels are needed to average several: {cache.address} is {cache.encoding.name}, and what is "
-                "known of a class differs from cache to cache. Dump with --encoding dense, or train on it alone"
-            )
+    rows = _rows(caches, matchings, config.missing, apart=apart)
+    return Learnt(labels, weights, bool(alpha), rows, views, train_views)
 
 
 def _check_served(cache: Cache, config: TrainConfig) -> None:
@@ -166,17 +154,18 @@ def _check_served(cache: Cache, config: TrainConfig) -> None:
 def _match_beside(first: Cache, cache: Cache, dataset: Dataset, missing: str) -> Matching:
     """``match``, whose error names both caches."""
     try:
-        return match(cache, dataset, "train", missing)
+        return match(cache, dataset, "train", missing, partly=True)
     except CacheMismatchError as error:
         raise CacheMismatchError(
             f"{first.address} belongs to {dataset.name} and {cache.address} does not, so they cannot be mixed: {error}"
         ) from error
 
 
-def _rows(caches: Sequence[Cache], matchings: Sequence[Matching], missing: str) -> Rows:
-    """The training rows that stay. Raises CacheMismatchError when no row has labels in all caches."""
-    rows = matchings[0].rows
-    has = np.logical_and.reduce([matching.entry_of[rows] >= 0 for matching in matchings])
+def _rows(caches: Sequence[Cache], matchings: Sequence[Matching], missing: str, *, apart: bool) -> Rows:
+    """The training rows that stay. Raises CacheMismatchError when no row has labels in all caches, or ``apart`` in any."""
+    rows = np.unique(np.concatenate([matching.rows for matching in matchings]))
+    reduce = np.logical_or.reduce if apart else np.logical_and.reduce
+    has = reduce([matching.entry_of[rows] >= 0 for matching in matchings])
     if not has.any():
         raise CacheMismatchError(
             f"{' and '.join(cache.address for cache in caches)} have labels for no training example in common: each "

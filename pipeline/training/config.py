@@ -13,7 +13,8 @@ from pipeline.losses import FEATURE_LOSSES, LOSSES
 from pipeline.models import untrained
 from pipeline.sources.cached import LABELS, RESIDENT
 from pipeline.sources.matching import MISSING
-from pipeline.sources.mixture import SPACES
+from pipeline.sources.mixing import MIXES, OF_PROBABILITIES, check_weights
+from pipeline.sources.panel import FOREIGN, SEPARATE
 from pipeline.store.copies import DEFAULT_BYTES
 from pipeline.training.hints import Hints, parse_hints
 from pipeline.training.labels import parse_labels
@@ -47,12 +48,21 @@ class TrainConfig(Recipe):
         None, "cache of soft labels, a path or URL; without it (and --labels, --teacher) hard labels only"
     )
     labels: tuple[str, ...] = option(
-        (), "instead of --cache: several, averaged, each with its weight (1 unless given)", metavar="CACHE=WEIGHT"
+        (), "instead of --cache: several, each with its weight (1 unless given)", metavar="CACHE=WEIGHT"
     )
     mix: str = option(
         "probs",
-        "how several --labels are averaged: their probabilities at --temperature, or their centred logits",
-        choices=SPACES,
+        "how several --labels become one: probs and logits average their probabilities at --temperature or their "
+        "centred logits; confident takes for each example the surest; correct averages for each example the "
+        "probabilities of those that have its hard label right, of all where none has; losses has a loss for each, "
+        "which caches that know some of the classes need",
+        choices=(*MIXES, SEPARATE),
+    )
+    foreign: str = option(
+        "skip",
+        "for caches that know some of the classes: what they say of examples whose hard label is none of theirs is "
+        "left out, or learnt all the same",
+        choices=FOREIGN,
     )
     cache_dir: Path | None = option(
         None, "for a --cache at a URL: folder that keeps copies of its parts  [default: softlabels/parts in ~/.cache]"
@@ -248,7 +258,7 @@ class TrainConfig(Recipe):
         if self.label_view == "plain" and not self.cached:
             yield "--label-view plain needs a --cache: a live teacher answers for the view it is shown"
         if not self.cached:
-            for flag in self._given("missing", "resident", "cache_dir", "cache_bytes"):
+            for flag in self._given("missing", "resident", "cache_dir", "cache_bytes", "foreign"):
                 yield f"{flag} is for runs with a --cache"
         if self.views_seed and not self.views:
             yield "--views-seed is for runs with --views"
@@ -265,18 +275,23 @@ class TrainConfig(Recipe):
         if self.cache is not None and self.labels:
             yield "give either --cache or --labels: the cache as well with a weight, --labels CACHE=WEIGHT"
         try:
-            mixed = len(parse_labels(self.labels)) > 1
+            weights = [weight for _, weight in parse_labels(self.labels)]
         except ConfigError as error:
             yield from error.problems
             return
+        mixed = len(weights) > 1
         if self.mix != "probs" and not mixed:
-            yield f"--mix {self.mix} is for two or more --labels: there is nothing to average"
-        if self.mix == "probs" and mixed and self.standardise:
+            yield f"--mix {self.mix} is for two or more --labels: there are no several to make one of"
+        if mixed:
+            try:
+                check_weights(self.mix, weights)
+            except ConfigError as error:
+                yield from (f"--mix {problem}" for problem in error.problems)
+        averaged = mixed and self.mix in OF_PROBABILITIES
+        instead = "use --mix logits, confident or losses for several --labels"
+        if averaged and self.standardise:
+            yield f"--standardise is of logits, and --mix {self.mix} averages probabilities: {instead}"
+        if averaged and self.loss in LOSSES and not LOSSES[self.loss].softened:
             yield (
-                "--standardise is of logits, and probabilities are averaged: average several --labels with --mix logits"
-            )
-        if self.mix == "probs" and mixed and self.loss in LOSSES and not LOSSES[self.loss].softened:
-            yield (
-                f"--loss {self.loss} has no temperature, and probabilities are averaged at one: average several "
-                "--labels with --mix logits"
+                f"--loss {self.loss} has no temperature, and --mix {self.mix} averages probabilities at one: {instead}"
             )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from pipeline.errors import ConfigError
-from pipeline.sources.mixture import shares
+from pipeline.sources.mixing import shares
 
 VIEWS = ("own", "plain")
 """What ``--labels`` took before it named caches; ``--label-view`` takes it now."""

@@ -69,6 +69,34 @@ _SEVERAL = (
         DENSE,
         "Hinton, Vinyals and Dean 2015",
     ),
+    Method(
+        "several teachers",
+        "the surest for each example",
+        "--labels A --labels B --mix confident",
+        DENSE,
+        "after Kwon et al. 2020 (weights by entropy)",
+    ),
+    Method(
+        "several teachers",
+        "mean of those who are right",
+        "--labels A=0.7 --labels B=0.3 --mix correct",
+        DENSE,
+        "after Meng et al. 2019 (conditional learning)",
+    ),
+    Method(
+        "several teachers",
+        "a loss for each, weighed",
+        "--labels A=0.7 --labels B=0.3 --mix losses",
+        ANY,
+        "Hinton, Vinyals and Dean 2015",
+    ),
+    Method(
+        "several teachers",
+        "each knows some of the classes",
+        "--labels A --labels B --mix losses",
+        ANY,
+        "Vongkulbhisal et al. 2019; Hinton et al. 2015, section 5",
+    ),
 )
 _DATA = (
     Method("data", "replayed views", "--train-views all --label-view own", ANY, "Beyer et al. 2022"),

@@ -8,8 +8,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pipeline.losses import FEATURE_LOSSES, LOSSES, ResponseLoss, hard_loss, standardised, standardised_labels
-from pipeline.softlabels import SoftLabels
+from pipeline.losses import (
+    FEATURE_LOSSES,
+    LOSSES,
+    ResponseLoss,
+    hard_loss,
+    opinions_loss,
+    standardised,
+    standardised_labels,
+)
+from pipeline.softlabels import Opinions, SoftLabels
 from pipeline.training.hints import Hints
 
 
@@ -44,7 +52,7 @@ class Batch:
     """
 
     labels: Tensor
-    soft: SoftLabels | None = None
+    soft: SoftLabels | Opinions | None = None
     has_soft: Tensor | None = None
     hints: Mapping[str, Tensor] | None = None
     has_hints: Tensor | None = None
@@ -92,8 +100,10 @@ class Objective:
         weighed = [w * v for w, v in ((self.alpha, soft), (self.beta, hard), (weight, hints)) if v is not None]
         return Terms(sum(weighed[1:], start=weighed[0]) if weighed else logits.sum() * 0, hard, soft, hints)
 
-    def _soft(self, logits: Tensor, batch: Batch, soft: SoftLabels) -> Tensor:
+    def _soft(self, logits: Tensor, batch: Batch, soft: SoftLabels | Opinions) -> Tensor:
         response, labels, has = self.response, batch.labels, batch.has_soft
+        if isinstance(soft, Opinions):  # which weigh nothing where there are no soft labels
+            return opinions_loss(logits, labels, soft, self._rows, batch=response.batch).sum()
         if response.batch and has is not None:
             # Placeholders of rows without soft labels would count in the correlations of the others.
             known = has
@@ -101,10 +111,13 @@ class Objective:
             has = None
             if not len(logits):
                 return logits.sum() * 0
+        rows = self._rows(logits, labels, soft)
+        return (rows if has is None else rows * has).sum()
+
+    def _rows(self, logits: Tensor, labels: Tensor, soft: SoftLabels) -> Tensor:
         if self.standardise:
             logits, soft = standardised(logits), standardised_labels(soft)
-        rows = response(logits, soft, labels, self.temperature, **dict(self.parameters))
-        return (rows if has is None else rows * has).sum()
+        return self.response(logits, soft, labels, self.temperature, **dict(self.parameters))
 
     def _hints(self, output: Output, batch: Batch, hints: Hints) -> Tensor:
         """The loss of each pair, of rows that have features alone: others would count in the relations of a batch."""

@@ -27,13 +27,15 @@ from pipeline.views import Views, check_views, make_views
 class Prepared:
     """A task with the dataset it is over and where everything came from (``lineage``, JSON values).
 
-    ``unchecked``: what could not be held against the data, because a cache does not know it.
+    ``unchecked``: what could not be held against the data, because a cache does not know it; ``notes``: what else
+    whoever trains should know.
     """
 
     task: Task
     dataset: Dataset
     lineage: dict[str, Any]
     unchecked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -49,7 +51,7 @@ def prepare(config: TrainConfig) -> Prepared:
     source: LabelSource | None = None
     teacher: dict[str, Any] | None = None
     if learnt is not None:
-        source, rows, views, train_views = learnt.source, learnt.rows, learnt.views, learnt.train_views
+        rows, views, train_views = learnt.rows, learnt.views, learnt.train_views
     else:
         rows = dataset.rows("train")
         views = make_views(config.transform, config.views + 1, config.views_seed)
@@ -64,6 +66,8 @@ def prepare(config: TrainConfig) -> Prepared:
         source = live if objective.alpha else None
     rows = without_class(dataset, rows, config.omit_class)
     hard = keep_labels(dataset, rows, config.labelled_fraction)
+    if learnt is not None:
+        source = learnt.source(config, dataset, hard)
     rows = rows[_useful(rows, hard, source, hints, objective)]
     if source is not None and objective.response.labelled:
         _check_labelled(dataset, rows[source.has(rows)], hard, config.loss)
@@ -76,13 +80,15 @@ def prepare(config: TrainConfig) -> Prepared:
     task = make_task(dataset, views, blocks, hard, config, device, train_views=train_views, source=source, hints=hints)
     lineage = {
         **data_lineage(dataset),
-        **({"cache": None, "teacher": teacher} if learnt is None else learnt.lineage(config.mix)),
+        **({"cache": None, "teacher": teacher} if learnt is None else learnt.lineage(config)),
         "views": {"transform": views.description, "seed": views.seed, "trained_on": list(train_views)},
         "examples": len(rows),
         "visits_per_epoch": task.examples,
         "labelled": int((hard[rows] >= 0).sum()),
     }
-    return Prepared(task, dataset, lineage, learnt.unchecked if learnt is not None else ())
+    if learnt is None:
+        return Prepared(task, dataset, lineage)
+    return Prepared(task, dataset, lineage, learnt.unchecked, learnt.notes)
 
 
 def make_task(

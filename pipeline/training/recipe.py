@@ -14,8 +14,8 @@ OUTCOME_FREE = frozenset(
 )
 """Options that decide how a result is reached, not what it is: left out of its identity."""
 
-ADDRESSES = frozenset({"cache", "labels", "mix", "weights"})
-"""Options that say where something lies, or how it is mixed. What lies there counts, in the lineage, by its digest."""
+ADDRESSES = frozenset({"cache", "labels", "mix", "foreign", "classes", "weights"})
+"""Options that say where something lies, how it is mixed, or which classes of the data. All count in the lineage."""
 
 
 def outcome_options(config: Config) -> dict[str, Any]:

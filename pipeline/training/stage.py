@@ -100,6 +100,8 @@ def _run(config: TrainConfig, prepared: Prepared, ranks: Ranks, progress: Progre
     out = Path(config.out)
     for what in prepared.unchecked:
         progress.log(f"cannot be checked: {what}")
+    for note in prepared.notes:
+        progress.log(note)
     identity = run_identity(config, prepared.lineage)
     if config.overwrite:
         refuse_strangers(out, (RECORD, "seed-*"))

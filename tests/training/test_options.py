@@ -65,7 +65,7 @@ OUT = Path("run")
         ({"standardise": True}, "--standardise is of soft labels, and there are none"),
         ({"label_smoothing": 1.0}, "--label-smoothing should be 0 or more and below 1"),
         ({"cache": "c", "alpha": 1.0, "label_smoothing": 0.1}, "--label-smoothing is of the hard labels"),
-        ({"labels": ("a", "b"), "standardise": True}, "--standardise is of logits, and probabilities are averaged"),
+        ({"labels": ("a", "b"), "standardise": True}, "--standardise is of logits, and --mix probs averages prob"),
     ],
 )
 def test_each_mistake_is_named(options: dict[str, Any], said: str) -> None:
