@@ -45,7 +45,8 @@ class FitTeacherConfig(Recipe):
     teacher: str = option("cnn-32", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     classes: tuple[str, ...] = option(
-        (), "a specialist: it knows these classes alone, in this order, and learns from their examples; all unless given"
+        (),
+        "a specialist: it knows these classes alone, in this order, and learns from their examples; default all",
     )
     out: Path = option(REQUIRED, "directory of the teacher")
     epochs: int = option(30, "passes over the training set, each over another view")

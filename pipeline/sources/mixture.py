@@ -1,4 +1,4 @@
-"""Several teachers as one: their probabilities or logits averaged, or for each example those that are to be believed."""
+"""Several teachers as one: their probabilities or logits averaged, or for each example the answers to be believed."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def _match_beside(first: Cache, cache: Cache, dataset: Dataset, missing: str) ->
 
 
 def _rows(caches: Sequence[Cache], matchings: Sequence[Matching], missing: str, *, apart: bool) -> Rows:
-    """The training rows that stay. Raises CacheMismatchError when no row has labels in all caches, or ``apart`` in any."""
+    """The training rows that stay. Raises CacheMismatchError when no row has labels in all, or ``apart`` in any."""
     rows = np.unique(np.concatenate([matching.rows for matching in matchings]))
     reduce = np.logical_or.reduce if apart else np.logical_and.reduce
     has = reduce([matching.entry_of[rows] >= 0 for matching in matchings])

@@ -40,8 +40,8 @@ def check_mixable(caches: Sequence[Cache], config: TrainConfig, dataset: Dataset
         if known_classes(cache, dataset) is not None:
             raise ConfigError(
                 f"{cache.address} knows {len(cache.class_names)} of the {len(dataset.classes)} classes "
-                f"({some(cache.class_names, 4)}), and --mix {config.mix} is of teachers that know all. Give each a loss "
-                "of its own, on the classes that it knows: --mix losses"
+                f"({some(cache.class_names, 4)}), and --mix {config.mix} is of teachers that know all. Give each a "
+                "loss of its own, on the classes that it knows: --mix losses"
             )
 
 
