@@ -87,6 +87,11 @@ def check_class_names(found: Sequence[str] | None, expected: Sequence[str] | Non
             f"{whose} has the dataset's classes in another order: class {first} is {found[first]!r} for it and "
             f"{expected[first]!r} in the dataset. Reorder the dataset's class names"
         )
+    if set(found) < set(expected) and len(found) < len(expected):
+        raise ModelError(
+            f"{whose} knows {len(found)} of the dataset's {len(expected)} classes: where a teacher may, name them with "
+            f"--classes ({','.join(found[:3])}{',...' if len(found) > 3 else ''})"
+        )
     strange = [name for name in found if name not in set(expected)]
     raise ModelError(
         f"{whose} knows other classes than the dataset: {len(found)} against {len(expected)}"

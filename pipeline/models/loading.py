@@ -12,7 +12,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import ModelError
 from pipeline.models.building import build_model
 from pipeline.models.checks import check_class_names
-from pipeline.models.weights import load_weights
+from pipeline.models.weights import load_weights, read_metadata
 
 
 def load_model(
@@ -25,7 +25,10 @@ def load_model(
     """
     model = build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
     if weights is not None:
-        check_metadata(load_weights(model, weights), dataset, f"{whose} ({weights})")
+        named = f"{whose} ({weights})"
+        if Path(weights).suffix == ".safetensors":  # which say what they are for before they fail to fit
+            check_metadata(read_metadata(weights), dataset, named)
+        check_metadata(load_weights(model, weights), dataset, named)
     return model
 
 
