@@ -19,14 +19,21 @@ from pipeline.errors import ConfigError, MissingDependencyError
 LIBRARIES = frozenset({"arrays", "images", "torchvision", "hf", "timm"})
 """Prefixes of references that name a file or a library's object, not people's own code."""
 
+WRAPPERS = frozenset({"munge"})
+"""Prefixes of references that name another reference."""
+
 
 def is_own_code(reference: str) -> bool:
     """Whether a reference is a ``module:factory``.
 
     >>> is_own_code("my_models:build"), is_own_code("timm:resnet18"), is_own_code("cnn-8")
     (True, False, False)
+    >>> is_own_code("munge:digits"), is_own_code("munge:my_data:Points")
+    (False, True)
     """
-    source, colon, _ = reference.partition(":")
+    source, colon, rest = reference.partition(":")
+    if source in WRAPPERS:
+        return is_own_code(rest)
     return bool(colon) and source not in LIBRARIES
 
 

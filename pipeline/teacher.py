@@ -60,6 +60,7 @@ class FitTeacherConfig(Recipe):
         "random view: built-ins joined by '+', or module:factory; 'none' for none",
     )
     views: int = option(8, "random views of each training example, one per epoch in turn; 0 trains on plain examples")
+    label_noise: float = option(0.0, "share of the training examples' hard labels that is wrong, chosen by id, below 1")
 
     @property
     def objective(self) -> Objective:
@@ -75,6 +76,8 @@ class FitTeacherConfig(Recipe):
         yield from super().problems()
         if self.views < 0:
             yield f"--views should be 0 or more; found {self.views}"
+        if not 0 <= self.label_noise < 1:
+            yield f"--label-noise should be 0 or more and below 1; found {self.label_noise}"
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeache
 def make_teacher_task(config: FitTeacherConfig, dataset: Dataset, views: Views, device: torch.device) -> Task:
     """Hard labels of every labelled training example, on one view per epoch."""
     rows = dataset.rows("train")
-    labels = keep_labels(dataset, rows, 1.0)
+    labels = keep_labels(dataset, rows, 1.0, config.label_noise)
     rows = rows[labels[rows] >= 0]
     if not len(rows):
         raise DataError(f"{dataset.name} should have labelled examples in its train split; found none")

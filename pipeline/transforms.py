@@ -1,7 +1,8 @@
-"""The built-in view transforms, in plain torch: affine, crop, flip, noise.
+"""The built-in view transforms, in plain torch: affine, crop, flip, noise; mixup and cutmix, which take two examples.
 
-Each is a frozen dataclass of its parameters, takes a float32 tensor and draws from torch's default generator and
-from nothing else. All arithmetic is element by element, so that a replay gives the same bits.
+Each is a frozen dataclass of its parameters. Those of one example take a float32 tensor and draw from torch's default
+generator and from nothing else; those of two are told what was drawn (``mixing.Draw``). All arithmetic is element by
+element, so that a replay gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,14 +21,10 @@ from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Transform:
-    """Base of the built-in transforms: images (C, H, W) in, images out."""
+class Step:
+    """Base of what a view is made by: a name and parameters."""
 
     name: ClassVar[str]
-    torch_only: ClassVar[bool] = True  # draws from torch alone: the other generators need no seeding
-
-    def __call__(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def problems(self) -> list[str]:
         """What is wrong with the parameters."""
@@ -37,6 +34,16 @@ class Transform:
         """Every parameter, defaults included: what a cache's identity keeps."""
         given = ",".join(f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self))
         return f"{self.name}:{given}" if given else self.name
+
+
+@dataclass(frozen=True)
+class Transform(Step):
+    """Base of the built-in transforms of one example: images (C, H, W) in, images out."""
+
+    torch_only: ClassVar[bool] = True  # draws from torch alone: the other generators need no seeding
+
+    def __call__(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 def _text(value: Any) -> str:
@@ -184,17 +191,86 @@ class Chain:
         return x
 
 
-BUILT_IN: dict[str, type[Transform]] = {kind.name: kind for kind in (Affine, Crop, Flip, Noise)}
+@dataclass(frozen=True)
+class Mixing(Step):
+    """Base of the steps that mix an example with another, its partner, at a share drawn from ``Beta(alpha, alpha)``.
+
+    ``drawn`` is that share, 0 to 1; ``place`` two numbers in [0, 1), for steps that mix at a place.
+    """
+
+    alpha: float = 1.0
+
+    def problems(self) -> list[str]:
+        return [] if self.alpha > 0 else [f"{self.name}: alpha should be above 0, found {self.alpha:g}"]
+
+    def share(self, drawn: float, place: tuple[float, float], shape: tuple[int, ...]) -> float:
+        """How much of the mixture, 0 to 1, is the example itself, for examples of ``shape``."""
+        raise NotImplementedError
+
+    def mix(self, x: Tensor, partner: Tensor, drawn: float, place: tuple[float, float]) -> Tensor:
+        """The mixture of two examples of one shape."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Mixup(Mixing):
+    """``share * x + (1 - share) * partner``, of arrays of any shape (Zhang et al. 2018, section 2)."""
+
+    name: ClassVar[str] = "mixup"
+
+    def share(self, drawn: float, place: tuple[float, float], shape: tuple[int, ...]) -> float:
+        return drawn
+
+    def mix(self, x: Tensor, partner: Tensor, drawn: float, place: tuple[float, float]) -> Tensor:
+        return x * drawn + partner * (1 - drawn)
+
+
+@dataclass(frozen=True)
+class CutMix(Mixing):
+    """A rectangle of the partner in the place of the example's own (Yun et al. 2019, section 3.1 and algorithm A1).
+
+    Its sides are those of the image times ``sqrt(1 - drawn)``, in whole pixels, its centre lies anywhere, and what
+    lies outside of the image is cut off: the share is that of the pixels that are left.
+    """
+
+    name: ClassVar[str] = "cutmix"
+
+    def share(self, drawn: float, place: tuple[float, float], shape: tuple[int, ...]) -> float:
+        (top, bottom), (left, right) = self._box(drawn, place, shape)
+        return 1 - (bottom - top) * (right - left) / (shape[-2] * shape[-1])
+
+    def mix(self, x: Tensor, partner: Tensor, drawn: float, place: tuple[float, float]) -> Tensor:
+        (top, bottom), (left, right) = self._box(drawn, place, tuple(x.shape))
+        mixed = x.clone()
+        mixed[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+        return mixed
+
+    def _box(self, drawn: float, place: tuple[float, float], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(first, end) along height and width."""
+        _check_image(shape, self.name)
+        found = []
+        for side, at in zip(shape[-2:], place, strict=True):
+            length = math.floor(side * math.sqrt(1 - drawn))
+            first = math.floor(side * at) - length // 2
+            found.append((max(0, first), min(side, max(0, first + length))))
+        return found
+
+
+BUILT_IN: dict[str, type[Step]] = {kind.name: kind for kind in (Affine, Crop, Flip, Noise, Mixup, CutMix)}
 
 
 def _sides(x: Tensor, name: str) -> tuple[int, int]:
-    if x.ndim != 3:
-        raise ConfigError(f"{name} acts on images (C, H, W); these examples have shape {tuple(x.shape)}")
+    _check_image(tuple(x.shape), name)
     return x.shape[-2], x.shape[-1]
 
 
-def make_step(name: str, arguments: dict[str, Any]) -> tuple[Transform | None, list[str]]:
-    """A built-in transform and what is wrong with its name and parameters (None when anything is)."""
+def _check_image(shape: tuple[int, ...], name: str) -> None:
+    if len(shape) != 3:
+        raise ConfigError(f"{name} acts on images (C, H, W); these examples have shape {shape}")
+
+
+def make_step(name: str, arguments: dict[str, Any]) -> tuple[Step | None, list[str]]:
+    """A built-in step and what is wrong with its name and parameters (None when anything is)."""
     kind = BUILT_IN.get(name)
     if kind is None:
         return None, [f"there is no view transform {name!r}: choose {', '.join(BUILT_IN)}, or module:factory"]

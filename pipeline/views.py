@@ -22,8 +22,9 @@ from pipeline import identity
 from pipeline.configuration import parse_arguments
 from pipeline.datasets.base import Dataset
 from pipeline.errors import ConfigError
+from pipeline.mixing import Mixed, members_of
 from pipeline.references import call, resolve
-from pipeline.transforms import BUILT_IN, Chain, make_step
+from pipeline.transforms import BUILT_IN, Chain, Mixing, Transform, make_step
 
 PLAIN = "none"
 """The description of no transform at all."""
@@ -31,13 +32,15 @@ PLAIN = "none"
 Entry = tuple[int, int]
 """(dataset row, view number)"""
 
+Ints = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Views:
     """``count`` views of every example, the plain one (view 0) included.
 
-    - ``transform``: None, or a callable from a loaded example to another; ``description``: its canonical text,
-      part of a cache's identity;
+    - ``transform``: None, or a callable from a loaded example to another, or one that mixes it with a second
+      (``mixing.Mixed``); ``description``: its canonical text, part of a cache's identity;
     - ``seed``: of the dump; the seed of one view follows from it, the example's id and the view's number;
     - ``merged``: (seed, count) of each dump whose random views these are, when there were several: views 1 to the first
       count are those of the first dump, and so on.
@@ -65,32 +68,55 @@ class Views:
             number -= count
         return identity.view_seed(self.seed, example_id, view)
 
-    def apply(self, x: Tensor, example_id: str, view: int) -> Tensor:
+    def apply(self, x: Tensor, example_id: str, view: int, dataset: Dataset | None = None) -> Tensor:
         """View number ``view`` of a loaded example; view 0 is ``x`` itself. ``x`` is left as it is.
 
-        Raises ConfigError for a view that does not exist, or a transform that gives no tensor.
+        ``dataset``: the one that the example is from, where the transform mixes it with another.
+
+        Raises ConfigError for a view that does not exist, a transform that gives no tensor, or one that mixes examples
+        without a dataset.
         """
         if view == 0:
             return x
-        if self.transform is None or not 0 < view < self.count:
+        transform = self.transform
+        if transform is None or not 0 < view < self.count:
             raise ConfigError(f"there is no view {view}: {self.description} has views 0 to {self.count - 1}")
+        torch_only = getattr(transform, "torch_only", False)
         seed = self.seed_of(example_id, view)
+        if dataset is not None and isinstance(transform, Mixed):
+            transform = transform.within(dataset, example_id, seed)
         # On one thread: how a loop is cut into threads may decide how its last elements are rounded.
         threads = torch.get_num_threads()
         state = torch.get_rng_state()
         try:
             torch.set_num_threads(1)
             torch.default_generator.manual_seed(seed)  # a hundred times faster than torch.manual_seed
-            if getattr(self.transform, "torch_only", False):
-                seen = self.transform(x)
-            else:
-                seen = _with_all_seeded(self.transform, x, seed)
+            seen = transform(x) if torch_only else _with_all_seeded(transform, x, seed)
         finally:
             torch.set_rng_state(state)
             torch.set_num_threads(threads)
         if not isinstance(seen, Tensor):
             raise ConfigError(f"the view {self.description} should give a tensor, found {type(seen).__name__}")
         return seen
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the random views mix each example with another."""
+        return isinstance(self.transform, Mixed)
+
+    def mixing(self, dataset: Dataset, rows: Ints, view: int) -> tuple[Ints, npt.NDArray[np.float32]] | None:
+        """Partner rows (B,) int64 and shares (B,) float32 of the dataset rows (B,) in a view; None where none is mixed.
+
+        The share is that of the row's own example: what is seen is that much of it, and the rest of its partner. So
+        are its hard labels, ``share * CE(label of the row) + (1 - share) * CE(label of the partner)``. It costs about
+        10 microseconds a row.
+        """
+        if view == 0 or not isinstance(self.transform, Mixed):
+            return None
+        ids = [dataset.ids[row] for row in rows.tolist()]
+        draws = [self.transform.draw(dataset, example_id, self.seed_of(example_id, view)) for example_id in ids]
+        shares = [self.transform.share(dataset, draw) for draw in draws]
+        return np.array([draw.row for draw in draws], np.int64), np.array(shares, np.float32)
 
 
 def _with_all_seeded(transform: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Tensor:
@@ -118,22 +144,28 @@ def parse_transform(text: str) -> tuple[Callable[[Tensor], Tensor] | None, str]:
     'affine:degrees=15,translate=0,scale=0,shear=0,fill=0+noise:std=0.1'
 
     Steps are joined by ``+``: a built-in with its parameters, or ``module:factory`` (``module:factory:key=value``),
-    which names a transform, or something that is called to make one. Raises ConfigError with all the problems.
+    which names a transform, or something that is called to make one. A step that mixes examples comes last. Raises
+    ConfigError with all the problems.
     """
     if text.strip() in ("", PLAIN):
         return None, PLAIN
     steps: list[Callable[[Tensor], Tensor]] = []
+    mixing: Mixing | None = None
     descriptions: list[str] = []
     problems: list[str] = []
     for piece in text.split("+"):
         name, _, rest = piece.strip().partition(":")
+        if mixing is not None:
+            problems.append(f"{mixing.name} mixes the example with another, which comes last; found {name} after it")
         try:
             if name in BUILT_IN or not rest or "=" in rest.partition(":")[0]:
                 step, wrong = make_step(name, parse_arguments([rest], f"--transform {name}"))
                 problems += wrong
-                if step is not None:
+                if isinstance(step, Transform):
                     steps.append(step)
-                    descriptions.append(step.describe())
+                elif isinstance(step, Mixing):
+                    mixing = step
+                descriptions += [step.describe()] if step is not None else []
             else:
                 steps.append(_own(name, rest))
                 descriptions.append(piece.strip())
@@ -141,7 +173,8 @@ def parse_transform(text: str) -> tuple[Callable[[Tensor], Tensor] | None, str]:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return (steps[0] if len(steps) == 1 else Chain(tuple(steps))), "+".join(descriptions)
+    transform = None if not steps else steps[0] if len(steps) == 1 else Chain(tuple(steps))
+    return (transform if mixing is None else Mixed(mixing, transform)), "+".join(descriptions)
 
 
 def _own(module: str, rest: str) -> Callable[[Tensor], Tensor]:
@@ -179,6 +212,8 @@ class EntryDataset(torch.utils.data.Dataset[Tensor]):
     def __init__(self, dataset: Dataset, views: Views) -> None:
         self.dataset = dataset
         self.views = views
+        if views.mixed:
+            members_of(dataset)  # now, not in each worker
 
     def __len__(self) -> int:
         return len(self.dataset) * self.views.count
@@ -187,7 +222,7 @@ class EntryDataset(torch.utils.data.Dataset[Tensor]):
         row, view = entry
         x = self.dataset.load(row)
         if view:
-            x = self.views.apply(x, self.dataset.ids[row], view)
+            x = self.views.apply(x, self.dataset.ids[row], view, self.dataset)
         return self.dataset.prepare(x)
 
 
@@ -280,6 +315,7 @@ class Replay:
     largest: float
     tolerance: float
     different: tuple[str, ...]
+    mixed: bool = False
 
     @property
     def ok(self) -> bool:
@@ -292,9 +328,11 @@ class Replay:
         found = f"{self.compared} recorded views replayed, largest difference {self.largest:.2g} of their spread"
         if self.ok:
             return f"{found} (tolerance {self.tolerance:g})"
+        other = "the set of ids in the split, of which partners are drawn, " if self.mixed else ""
         return (
             f"{found}, more than the tolerance of {self.tolerance:g}: {', '.join(self.different[:3])}. The transform, "
-            f"its library or the decoding of the data has changed since the dump: dump again, or install what it used"
+            f"its library, {other}or the decoding of the data has changed since the dump: dump again, or "
+            + ("name the data it was made from" if self.mixed else "install what it used")
         )
 
 
@@ -318,7 +356,7 @@ def check_replay(
         largest = max(largest, share)
         if share > tolerance:
             different.append(f"view {record.view} of {record.example_id}")
-    return Replay(compared, len(records) - compared, largest, tolerance, tuple(different))
+    return Replay(compared, len(records) - compared, largest, tolerance, tuple(different), views.mixed)
 
 
 def _difference(recorded: npt.NDArray[np.float32], seen: npt.NDArray[np.float32]) -> float:

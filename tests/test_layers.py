@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encodings", "metrics"),
     ("store", "fidelity"),
     ("caches",),
-    ("datasets", "views", "models", "losses", "devices", "transforms"),
+    ("datasets", "views", "models", "losses", "devices", "transforms", "mixing"),
     ("sources", "runs"),
     ("dump", "planning", "training", "evaluation", "compression", "report", "teacher", "verification"),
     ("stages",),

@@ -201,7 +201,7 @@ def test_all_problems_of_a_text_are_reported_together() -> None:
         parse_transform("afine:degrees=1+affine:degree=3,scale=2+noise:std=-1+flip:p=two+crop:size=1.5")
     found = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 5
-    assert "no view transform 'afine': choose affine, crop, flip, noise, or module:factory" in found
+    assert "no view transform 'afine': choose affine, crop, flip, noise, mixup, cutmix, or module:factory" in found
     assert "affine has no parameter 'degree': it has degrees, translate, scale, shear, fill" in found
     assert "std should be 0 or more" in found
     assert "p should be a number, found 'two'" in found

@@ -13,6 +13,7 @@ from pipeline.datasets.digits import Digits
 from pipeline.datasets.external import HubDataset, torchvision_dataset
 from pipeline.datasets.images import Images
 from pipeline.datasets.knowing import knowing
+from pipeline.datasets.munge import Munged
 from pipeline.errors import ConfigError
 from pipeline.references import call, resolve
 
@@ -24,13 +25,14 @@ __all__ = [
     "HubDataset",
     "Images",
     "MapStyle",
+    "Munged",
     "check_dataset",
     "knowing",
     "load_dataset",
     "split_of",
 ]
 
-CHOICES = "digits, arrays:FILE.npz, images:FOLDER, torchvision:NAME, hf:PATH or module:factory"
+CHOICES = "digits, arrays:FILE.npz, images:FOLDER, torchvision:NAME, hf:PATH, munge:BASE or module:factory"
 
 
 def load_dataset(reference: str, arguments: Mapping[str, Any] | None = None) -> Dataset:
@@ -60,7 +62,24 @@ def _torchvision(path: str, **options: Any) -> Dataset:
     return torchvision_dataset(path, options)
 
 
-_SOURCES: dict[str, Any] = {"arrays": Arrays, "images": _images, "torchvision": _torchvision, "hf": HubDataset}
+_MUNGED = frozenset({"size", "p", "s", "seed", "union"})
+OF_BASE = "base_"
+
+
+def _munged(path: str, **options: Any) -> Dataset:
+    """Arguments that are not munge's are the base's; ``base_size`` is, where both have one of a name."""
+    of_base = {key.removeprefix(OF_BASE): value for key, value in options.items() if key not in _MUNGED}
+    own = {key: value for key, value in options.items() if key in _MUNGED}
+    return Munged(load_dataset(path, of_base), **own)
+
+
+_SOURCES: dict[str, Any] = {
+    "arrays": Arrays,
+    "images": _images,
+    "torchvision": _torchvision,
+    "hf": HubDataset,
+    "munge": _munged,
+}
 
 
 def _own(reference: str, arguments: Mapping[str, Any]) -> Any:

@@ -21,7 +21,9 @@ class DumpConfig(Config):
     OUT_AT_URL = True
 
     data: str = option(
-        "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
+        "digits",
+        "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH, munge:BASE "
+        "(synthetic examples made from BASE's)",
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     teacher: str = option("cnn-32", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
@@ -35,7 +37,9 @@ class DumpConfig(Config):
     out: Path = option(REQUIRED, "directory of the cache, or a URL: s3://BUCKET/NAME, gs://...")
     views: int = option(0, "random views of each training example, besides the plain one")
     transform: str | None = option(
-        None, "random view: built-ins joined by '+' (affine:degrees=15,translate=0.1), or module:factory"
+        None,
+        "random view: built-ins joined by '+' (affine:degrees=15,translate=0.1; mixup:alpha=1 or cutmix comes last), or "
+        "module:factory",
     )
     seed: int = option(0, "seed of the views")
     splits: tuple[str, ...] = option(SPLITS, "splits to dump; only train gets random views", choices=SPLITS)

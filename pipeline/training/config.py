@@ -41,7 +41,9 @@ class TrainConfig(Recipe):
     """
 
     data: str = option(
-        "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
+        "digits",
+        "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH, munge:BASE "
+        "(synthetic examples made from BASE's)",
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     cache: str | None = option(
@@ -106,6 +108,7 @@ class TrainConfig(Recipe):
     views: int = option(0, "without a cache: random views of each training example, besides the plain one")
     views_seed: int = option(0, "without a cache: seed of the views")
     labelled_fraction: float = option(1.0, "share of each class that keeps its hard labels, above 0 to 1, chosen by id")
+    label_noise: float = option(0.0, "share of the training examples' hard labels that is wrong, chosen by id, below 1")
     omit_class: str | None = option(None, "class whose examples leave the training set (and the validation split)")
     missing: str = option(
         "error",
@@ -186,6 +189,8 @@ class TrainConfig(Recipe):
         yield from self.below(seeds=1, cache_bytes=0, hint_epochs=0)
         if not 0 < self.labelled_fraction <= 1:
             yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
+        if not 0 <= self.label_noise < 1:
+            yield f"--label-noise should be 0 or more and below 1; found {self.label_noise}"
         if self.train_views not in ("plain", "random", "all") and not (
             self.train_views.isdecimal() and int(self.train_views)
         ):

@@ -101,6 +101,10 @@ _SEVERAL = (
 _DATA = (
     Method("data", "replayed views", "--train-views all --label-view own", ANY, "Beyer et al. 2022"),
     Method("data", "fixed label of the plain view", "--train-views all --label-view plain", ANY, "Beyer et al. 2022"),
+    Method("data", "mixup (dump --transform mixup)", "--train-views all --alpha 1", ANY, "Zhang et al. 2018"),
+    Method("data", "CutMix (dump --transform cutmix)", "--train-views all --alpha 1", ANY, "Yun et al. 2019"),
+    Method("data", "synthetic examples (MUNGE)", "--data munge:BASE --alpha 1", ANY, "Bucila et al. 2006"),
+    Method("data", "wrong hard labels", "--label-noise 0.2", ANY, "what the others are held against"),
     Method("data", "few hard labels", "--labelled-fraction 0.05", ANY, "Hinton, Vinyals and Dean 2015"),
     Method("data", "omitted class", "--omit-class NAME --alpha 1", ANY, "Hinton, Vinyals and Dean 2015"),
 )

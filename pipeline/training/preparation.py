@@ -18,6 +18,7 @@ from pipeline.sources import FeatureSource, LabelSource, LiveFeatures, LiveTeach
 from pipeline.training.caches import open_caches
 from pipeline.training.config import DEFAULT_BLOCK, TrainConfig
 from pipeline.training.inputs import make_inputs
+from pipeline.training.mixed_views import check_mixed
 from pipeline.training.objective import Objective
 from pipeline.training.task import Task, data_lineage, keep_labels, repeated, view_numbers, without_class
 from pipeline.views import Views, check_views, make_views
@@ -65,7 +66,7 @@ def prepare(config: TrainConfig) -> Prepared:
         live, hints, teacher = _live(config, dataset, device)
         source = live if objective.alpha else None
     rows = without_class(dataset, rows, config.omit_class)
-    hard = keep_labels(dataset, rows, config.labelled_fraction)
+    hard = keep_labels(dataset, rows, config.labelled_fraction, config.label_noise)
     if learnt is not None:
         source = learnt.source(config, dataset, hard)
     rows = rows[_useful(rows, hard, source, hints, objective)]
@@ -106,8 +107,9 @@ def make_task(
     """A task over ``blocks`` of training rows, judged on the labelled validation rows.
 
     ``config`` is a Recipe; a TrainConfig's objective and omitted class count too. Raises ConfigError when choices are
-    to be made on a validation split that has no labels.
+    to be made on a validation split that has no labels, or views are mixed that cannot be.
     """
+    check_mixed(views, train_views, config)
     given = np.asarray(dataset.labels, dtype=np.int64)
     validation = dataset.rows("validation")
     validation = without_class(dataset, validation[given[validation] >= 0], getattr(config, "omit_class", None))

@@ -94,24 +94,50 @@ def view_numbers(text: str, available: Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
-def keep_labels(dataset: Dataset, rows: Rows, fraction: float) -> npt.NDArray[np.int64]:
+def keep_labels(dataset: Dataset, rows: Rows, fraction: float, noise: float = 0.0) -> npt.NDArray[np.int64]:
     """Hard labels (N,) of ``rows`` alone, and of each class only the share ``fraction``, at least one; -1 elsewhere.
 
     Which examples keep theirs follows from a hash of their ids: the same ones in any order, on any machine, and a
     smaller fraction keeps some of those of a larger one.
+
+    ``noise``: share of all labels of ``rows`` that are wrong (``flipped``). It is there before a fraction is taken, and
+    the fraction is of the true classes: the same examples keep their label whatever the noise, and the same labels are
+    wrong whatever the fraction.
     """
     labels = np.full(len(dataset), NO_LABEL, dtype=np.int64)
     given = np.asarray(dataset.labels, dtype=np.int64)
     labels[rows] = given[rows]
-    if fraction >= 1:
-        return labels
-    for number in np.unique(labels[labels >= 0]):
+    noisy = flipped(dataset, labels, noise)
+    for number in np.unique(labels[labels >= 0]) if fraction < 1 else ():
         members = np.flatnonzero(labels == number)
-        ranks = np.argsort(
-            [hashlib.sha256(f"labelled\0{dataset.ids[row]}".encode()).digest() for row in members.tolist()]
-        )
-        labels[members[ranks[max(1, round(fraction * len(members))) :]]] = NO_LABEL
+        ranks = np.argsort(_hashes("labelled", dataset, members))
+        noisy[members[ranks[max(1, round(fraction * len(members))) :]]] = NO_LABEL
+    return noisy
+
+
+def flipped(dataset: Dataset, labels: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
+    """A copy of hard labels (N,), -1 for none, of which ``share`` is of another class, each other class as likely.
+
+    Which ones, and what they become, follows from a hash of the ids: the same in any order, on any machine, and a
+    larger share flips those of a smaller one, to the same classes, and more.
+
+    Raises ConfigError when there is no other class.
+    """
+    labels = labels.copy()
+    if not share:
+        return labels
+    members = np.flatnonzero(labels >= 0)
+    chosen = members[np.argsort(_hashes("noise", dataset, members))[: round(share * len(members))]]
+    others = len(dataset.classes) - 1
+    if len(chosen) and not others:
+        raise ConfigError(f"--label-noise needs a second class; {dataset.name} has {dataset.classes[0]!r} alone")
+    for row, value in zip(chosen.tolist(), _hashes("class", dataset, chosen), strict=True):
+        labels[row] = (labels[row] + 1 + int.from_bytes(value[:8], "little") % others) % (others + 1)
     return labels
+
+
+def _hashes(purpose: str, dataset: Dataset, rows: Rows) -> list[bytes]:
+    return [hashlib.sha256(f"{purpose}\0{dataset.ids[row]}".encode()).digest() for row in rows.tolist()]
 
 
 def without_class(dataset: Dataset, rows: Rows, name: str | None) -> Rows:
