@@ -38,7 +38,7 @@ class DumpConfig(Config):
     views: int = option(0, "random views of each training example, besides the plain one")
     transform: str | None = option(
         None,
-        "random view: built-ins joined by '+' (affine:degrees=15,translate=0.1; mixup:alpha=1 or cutmix comes last), or "
+        "random view: built-ins joined by '+' (affine:degrees=15,translate=0.1; mixup or cutmix at the end), or "
         "module:factory",
     )
     seed: int = option(0, "seed of the views")
