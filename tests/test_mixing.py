@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.dataset
 import pytest
 import torch
 from hypothesis import given
@@ -400,6 +401,18 @@ def test_a_dataset_of_fewer_examples_is_refused(folder: Path) -> None:
     with pytest.raises(CacheMismatchError, match="the set of ids in the split"):
         prepare(training(folder, cache=str(folder / "mixup"), data=fewer))
     prepare(training(folder, cache=str(folder / "mixup"), data=fewer, train_views="plain"))
+
+
+def test_mixed_entries_have_no_hard_label_and_do_not_count_in_the_accuracy_of_the_teacher(folder: Path) -> None:
+    cache, dataset = open_cache(folder / "mixup"), load_dataset(f"arrays:{folder / 'data.npz'}")
+    table = pyarrow.dataset.dataset(folder / "mixup" / "index").to_table().to_pydict()
+    number = dict(zip(dataset.ids, dataset.labels.tolist(), strict=True))
+    for example_id, view, label in zip(table["example_id"], table["view"], table["label"], strict=True):
+        assert label == (-1 if view else number[example_id])
+    assert (cache.labels("train") == dataset.labels[dataset.rows("train")]).all()
+    logits = cache.decode(cache.read_rows("train", 0, np.arange(44))).logits
+    hits = (np.asarray(logits).argmax(axis=1) == dataset.labels[dataset.rows("train")]).mean()
+    assert cache.manifest.fidelity["teacher_accuracy"]["train"] == pytest.approx(hits)
 
 
 @pytest.mark.parametrize(

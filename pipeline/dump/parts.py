@@ -128,6 +128,8 @@ class _PartBuilder:
     def __init__(self, job: Job, part: Part, rows: npt.NDArray[np.int64]) -> None:
         self.job, self.part, self.rows = job, part, rows
         self.labels = np.asarray(job.dataset.labels)[self.rows]
+        if part.view and job.views.mixed:
+            self.labels = np.full_like(self.labels, -1)  # two examples, and no label of both
         self.arrays: dict[str, npt.NDArray[Any]] = {}
         self.features: dict[str, npt.NDArray[Any]] = {}
         self.predicted = np.empty(part.entries, np.int64)

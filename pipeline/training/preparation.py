@@ -70,6 +70,11 @@ def prepare(config: TrainConfig) -> Prepared:
     if learnt is not None:
         source = learnt.source(config, dataset, hard)
     rows = rows[_useful(rows, hard, source, hints, objective)]
+    if source is not None and objective.beta and not (hard[rows] >= 0).any():
+        raise ConfigError(
+            f"the hard labels weigh {objective.beta:.3g}, and none of the {len(rows):,} training examples of "
+            f"{dataset.name} has one: train on soft labels alone (--alpha 1 --beta 0), or give some a label"
+        )
     if source is not None and objective.response.labelled:
         _check_labelled(dataset, rows[source.has(rows)], hard, config.loss)
     visits = repeated(rows, config.repeat, len(without_class(dataset, dataset.rows("train"), config.omit_class)))
