@@ -104,15 +104,15 @@ class Views:
         """Whether the random views mix each example with another."""
         return isinstance(self.transform, Mixed)
 
-    def mixing(self, dataset: Dataset, rows: Ints, view: int) -> tuple[Ints, npt.NDArray[np.float32]] | None:
-        """Partner rows (B,) int64 and shares (B,) float32 of the dataset rows (B,) in a view; None where none is mixed.
+    def mixing(self, dataset: Dataset, rows: Ints, view: int) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """Partner rows (B,) int64 and shares (B,) float32 of the dataset rows (B,) in a view that is ``mixed``.
 
         The share is that of the row's own example: what is seen is that much of it, and the rest of its partner. So
         are its hard labels, ``share * CE(label of the row) + (1 - share) * CE(label of the partner)``. It costs about
-        13 microseconds a row.
+        13 microseconds a row. A view that is not mixed has each row as its own partner, with share 1.
         """
         if view == 0 or not isinstance(self.transform, Mixed):
-            return None
+            return rows.astype(np.int64), np.ones(len(rows), np.float32)
         ids = [dataset.ids[row] for row in rows.tolist()]
         draws = [self.transform.draw(dataset, example_id, self.seed_of(example_id, view)) for example_id in ids]
         shares = [self.transform.share(dataset, draw) for draw in draws]

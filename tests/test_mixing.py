@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from pipeline.dump import DumpConfig
 from pipeline.dump import run as dump
 from pipeline.errors import CacheMismatchError, ConfigError
 from pipeline.mixing import Mixed
+from pipeline.sampler import Order
 from pipeline.sources import replay_views
 from pipeline.store import open_cache
 from pipeline.teacher import FitTeacherConfig
 from pipeline.teacher import run as fit_teacher
 from pipeline.training import TrainConfig, fit, prepare
+from pipeline.training.objective import Output
 from pipeline.training.stage import initial_student
+from pipeline.training.supply import Supply
 from pipeline.transforms import CutMix, Mixup
 from pipeline.views import (
     EntryDataset,
@@ -69,9 +73,7 @@ def digits() -> Dataset:
 def mixing(
     views: Views, dataset: Dataset, rows: Any, view: int = 1
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    found = views.mixing(dataset, np.asarray(rows, np.int64), view)
-    assert found is not None
-    return found
+    return views.mixing(dataset, np.asarray(rows, np.int64), view)
 
 
 def seen_by_id(views: Views, dataset: Dataset, ids: list[str], view: int = 1) -> Tensor:
@@ -125,10 +127,10 @@ class TestDraws:
             assert all((a == b).all() for a, b in zip(mixing(merged, digits, [4, 9], view), expected, strict=True))
 
     def test_nothing_is_mixed_in_the_plain_view_or_by_another_transform(self, digits: Dataset) -> None:
-        rows = np.arange(3)
-        assert make_views("mixup", 2).mixing(digits, rows, 0) is None
-        assert make_views(AFFINE, 2).mixing(digits, rows, 1) is None and not make_views(AFFINE, 2).mixed
-        assert Views().mixing(digits, rows, 0) is None
+        assert not make_views(AFFINE, 2).mixed
+        for views, view in ((make_views("mixup", 2), 0), (make_views(AFFINE, 2), 1), (Views(), 0)):
+            partners, share = mixing(views, digits, [2, 0, 1], view)
+            assert partners.tolist() == [2, 0, 1] and share.tolist() == [1.0, 1.0, 1.0]
 
 
 class TestWhatIsSeen:
@@ -374,11 +376,12 @@ def losses(config: TrainConfig) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_training_from_the_cache_is_training_with_the_teacher(folder: Path, name: str) -> None:
-    expected = losses(training(folder, **live(folder, name), views_seed=4, block=8))
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_training_from_the_cache_is_training_with_the_teacher(folder: Path, name: str, beta: float) -> None:
+    expected = losses(training(folder, **live(folder, name), views_seed=4, block=8, beta=beta))
     assert len(set(expected)) == 4 * 8
     for resident in ("none", "device"):
-        assert losses(training(folder, cache=str(folder / name), resident=resident)) == expected
+        assert losses(training(folder, cache=str(folder / name), resident=resident, beta=beta)) == expected
 
 
 def test_a_reordered_dataset_sees_what_the_teacher_saw(folder: Path) -> None:
@@ -418,7 +421,6 @@ def test_mixed_entries_have_no_hard_label_and_do_not_count_in_the_accuracy_of_th
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"beta": None, "alpha": 0.9}, r"hard term knows one: train on soft labels alone \(--alpha 1 --beta 0\)"),
         ({"loss": "dkd"}, "--loss dkd needs the hard label of one"),
         ({"label_view": "plain"}, "soft labels of the plain view are of one of them"),
         ({"omit_class": "3"}, "the second may be of the class '3'"),
@@ -431,8 +433,31 @@ def test_what_cannot_be_learnt_from_mixed_views(folder: Path, options: dict[str,
     prepare(training(folder, cache=cache, **{**options, "train_views": "plain"}))
 
 
-def test_a_teacher_of_hard_labels_is_refused_mixed_views(folder: Path, tmp_path: Path) -> None:
+def test_a_hard_label_counts_by_its_share_of_the_mixture(folder: Path) -> None:
+    config = training(folder, cache=str(folder / "cutmix"), alpha=0.0, beta=1.0)
+    prepared = prepare(config)
+    task, dataset = prepared.task, prepared.dataset
+    views = replay_views(open_cache(folder / "cutmix"))
+    order = Order(task.blocks, 6, seed=3)
+    for _ in range(2):  # drawn, and remembered
+        with closing(Supply(task, order).epoch(task.objective, 1, 0, 2)) as batches:
+            for rows, (_, batch) in zip(order.epoch(1), batches, strict=True):
+                partners, share = views.mixing(dataset, rows, 2)
+                assert batch.partners is not None and batch.partners.tolist() == dataset.labels[partners].tolist()
+                logits = torch.randn(len(rows), len(dataset.classes), dtype=torch.float64)
+                found = task.objective(Output(logits), batch)
+                log_q = torch.log_softmax(logits, dim=1)
+                each = [
+                    -float(own) * log_q[i, dataset.labels[row]] - (1 - float(own)) * log_q[i, dataset.labels[other]]
+                    for i, (row, other, own) in enumerate(zip(rows, partners, share, strict=True))
+                ]
+                assert float(found.total) == pytest.approx(float(sum(each)), rel=1e-5)
+    with closing(Supply(task, order).epoch(task.objective, 0, 0, 0)) as batches:
+        assert next(batches)[1].partners is None
+
+
+def test_a_teacher_of_hard_labels_learns_from_mixed_views(folder: Path, tmp_path: Path) -> None:
     data = f"arrays:{folder / 'data.npz'}"
-    with pytest.raises(ConfigError, match="hard term knows one"):
-        fit_teacher(FitTeacherConfig(data=data, out=tmp_path / "teacher", transform="mixup", device="cpu"))
-    assert not (tmp_path / "teacher").exists()
+    options = {"transform": "mixup", "device": "cpu", "teacher": "mlp-8", "epochs": 4}
+    report = fit_teacher(FitTeacherConfig(data=data, out=tmp_path / "teacher", **options))  # type: ignore[arg-type]
+    assert report.figures["epochs"] == 4

@@ -7,7 +7,6 @@ machine, as one that was not: order, views, learning rate and dropout depend on 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,13 +27,14 @@ from pipeline.progress import Bar, Progress, Silent
 from pipeline.sampler import Order
 from pipeline.training.hinted import Hinted
 from pipeline.training.interruption import Interruption
-from pipeline.training.objective import Objective, Output, Terms
+from pipeline.training.members import Members
+from pipeline.training.objective import Goal, Output, Terms
 from pipeline.training.optimisation import learning_rate, make_optimizer
 from pipeline.training.ranks import AGREE_STEPS, ALONE, Ranks
 from pipeline.training.recipe import Recipe, outcome_options
 from pipeline.training.state import Position, load_state, save_state
 from pipeline.training.supply import Supply
-from pipeline.training.tally import Tally
+from pipeline.training.tally import Tally, exact_sum
 from pipeline.training.task import Task
 
 LOG_SECONDS = 2.0
@@ -108,6 +109,7 @@ class _Fit:
         self.ranks = ranks
         self.task, self.recipe, self.state, self.progress, self.on_step = task, recipe, state, progress, on_step
         self.model = model.to(task.device)
+        self.members = model.count if isinstance(model, Members) else 0
         self.learner = self._learner(seed)
         ranks.shard(self.learner)
         self.forward: Callable[..., Any] = torch.compile(self.learner) if recipe.compile else self.learner
@@ -208,7 +210,7 @@ class _Fit:
                 with self.ranks.apart(self.stepping, last and not short):
                     found = objective(self._output(x, known.hints), known)
                     # Ranks average their gradients, and each has only its own rows of the step.
-                    (found.total / self._rows_of_step(batch) * world).backward()  # type: ignore[no-untyped-call]
+                    (found.total.sum() / self._rows_of_step(batch) * world).backward()  # type: ignore[no-untyped-call]
                 terms.append(found)
                 self.examples += len(x)
                 bar.update(min(world, self.batches - batch))
@@ -241,7 +243,7 @@ class _Fit:
         count = end - (end - 1) // self.recipe.accumulate * self.recipe.accumulate
         return 0 < count % self.ranks.world <= self.ranks.rank
 
-    def _idle_pass(self, x: Tensor, objective: Objective) -> None:
+    def _idle_pass(self, x: Tensor, objective: Goal) -> None:
         """Take part in a step as often as rank 0 does, with inputs that weigh nothing."""
         hints = None
         if self.task.hints is not None and objective.hints is not None:
@@ -268,7 +270,7 @@ class _Fit:
         for found in terms:
             self.losses.add(found)
         if self.on_step is not None:
-            own = torch.stack([torch.zeros(()), *(t.total.detach().cpu() for t in terms)]).sum()[None]
+            own = torch.stack([torch.zeros(()), *(t.total.detach().sum().cpu() for t in terms)]).sum()[None]
             self.on_step(position.step, self.ranks.rows(own).sum() / self._rows_of_step(batch))
         position.step += 1
 
@@ -280,19 +282,20 @@ class _Fit:
             "epoch": position.epoch,
             "view": self.task.train_views[position.epoch % len(self.task.train_views)],
             "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": sums["total"] / self.visits,
+            "loss": _plain(sums["total"] / self.visits),
         }
         objective = self.task.objective.at(position.epoch)
         used = {"hard": objective.beta, "soft": objective.alpha, "hints": objective.hints is not None}
-        record |= {name: sums[name] / self.visits for name, weight in used.items() if weight}
+        record |= {name: _plain(sums[name] / self.visits) for name, weight in used.items() if weight}
         if len(self.task.validation):
-            record["accuracy"], record["nll"] = self._validate()
-            score = (record["accuracy"], -record["nll"])
-            if position.best is None or score > position.best:
+            record["accuracy"], record["nll"] = (_plain(figure) for figure in self._validate())
+            # Of several members none is the one to choose by.
+            score = (record["accuracy"], -record["nll"]) if not self.members else None
+            if score is not None and (position.best is None or score > position.best):
                 position.best, position.best_epoch = score, position.epoch
                 if self.recipe.keep == "best":
                     self.best = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
-        if not all(math.isfinite(value) for value in record.values()):
+        if not all(np.isfinite(value).all() for value in record.values()):
             raise ModelError(
                 f"{description}: loss or outputs were no longer finite in epoch {position.epoch + 1}. Lower --lr "
                 f"(found {self.recipe.lr:g}), or look at the inputs"
@@ -302,11 +305,12 @@ class _Fit:
         position.epoch, position.batch = position.epoch + 1, 0
         if time.monotonic() - self.logged_at > LOG_SECONDS or position.epoch == self.recipe.epochs:
             self.logged_at = time.monotonic()
-            figures = ", ".join(f"{k} {v:.4f}" for k, v in record.items() if k not in ("epoch", "view", "lr"))
+            means = {k: float(np.mean(v)) for k, v in record.items() if k not in ("epoch", "view", "lr")}
+            figures = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
             self.progress.log(f"{description}: epoch {position.epoch}/{self.recipe.epochs}: {figures}")
 
-    def _validate(self) -> tuple[float, float]:
-        """Accuracy and mean negative log-likelihood (nats) on the validation rows."""
+    def _validate(self) -> tuple[Tensor, Tensor]:
+        """Accuracy and mean negative log-likelihood (nats) on the validation rows, scalars or (n,)."""
         task = self.task
         size, ranks = self.recipe.batch_size * VALIDATION_BATCHES, self.ranks
         order = Order((task.validation,), size, shuffle=False, rank=ranks.rank, world=ranks.world)
@@ -319,13 +323,16 @@ class _Fit:
                 with autocast(task.device, self.recipe.precision):
                     logits = logits_of(self.forward(x)).float()
                 expected = labels[torch.from_numpy(rows).to(task.device)]
-                hits = (logits.argmax(dim=1) == expected).sum()
-                found.append(torch.stack([hits, functional.cross_entropy(logits, expected, reduction="sum")]))
+                each = expected.expand(logits.shape[:-1])
+                hits = (logits.argmax(dim=-1) == each).sum(dim=-1)
+                nll = functional.cross_entropy(logits.movedim(-1, 1), each, reduction="none").sum(dim=-1)
+                found.append(torch.stack([hits, nll]))
             if ranks.sharded and len(found) < -(-order.all_batches // ranks.world):
                 whole = Order((task.validation,), size, shuffle=False)
                 self.forward(next(task.validation_inputs.stream(whole, 0, 0, 0)))  # as often as rank 0
-        both = ranks.rows(torch.stack(found).cpu() if found else torch.zeros(0, 2)).double()
-        return int(both[:, 0].sum()) / order.examples, math.fsum(both[:, 1].tolist()) / order.examples
+        none = torch.zeros(0, 2, *([self.members] if self.members else []))
+        hits, nll = exact_sum(ranks.rows(torch.stack(found).cpu() if found else none))
+        return hits / order.examples, nll / order.examples
 
     def _save_if(self, interruption: Interruption, *, always: bool = False) -> None:
         """Save the state when it is time to; after an interruption, stop. Ranks agree on both, now and then."""
@@ -342,3 +349,9 @@ class _Fit:
             self.saved_at = time.monotonic()
         if stop:
             raise KeyboardInterrupt
+
+
+def _plain(figure: Tensor) -> float | list[float]:
+    """A scalar as a float, (n,) as a list: what a record may hold."""
+    found: float | list[float] = figure.tolist()
+    return found

@@ -20,12 +20,6 @@ def check_mixed(views: Views, train_views: tuple[int, ...], config: Any) -> None
 
 def _problems(views: Views, config: Any) -> Iterator[str]:
     objective, made = config.objective, f"views made by {views.description} are mixed from two examples"
-    # Until the loop weighs both labels, by Views.mixing.
-    if objective.beta:
-        yield (
-            f"{made}, which have a hard label each, and the hard term knows one: train on soft labels alone "
-            "(--alpha 1 --beta 0), or on views that are not mixed"
-        )
     if objective.alpha and objective.response.labelled:
         yield f"{made}, and --loss {objective.loss} needs the hard label of one: use another, such as kl"
     if objective.alpha and getattr(config, "label_view", "own") == "plain":

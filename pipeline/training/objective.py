@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -22,7 +22,10 @@ from pipeline.training.hints import Hints
 
 
 class Terms(NamedTuple):
-    """Sums over the rows of a batch, scalars: the objective, and its unweighted terms (None: not used)."""
+    """Sums over the rows of a batch: the objective, and its unweighted terms (None: not used).
+
+    Scalars; where n members are trained as one, (n,) each.
+    """
 
     total: Tensor
     hard: Tensor | None
@@ -33,7 +36,7 @@ class Terms(NamedTuple):
 class Output(NamedTuple):
     """What a student gives in training.
 
-    - ``logits`` (B, C);
+    - ``logits`` (B, C); (n, B, C) of n members that are trained as one;
     - ``hints``: for each hint, by the teacher's name of it, the student's features and the teacher's, brought to one
       shape (B, ...).
     """
@@ -46,7 +49,8 @@ class Output(NamedTuple):
 class Batch:
     """What is known of the rows of a batch besides their inputs, on the device of training.
 
-    - ``labels`` (B,) int64, -1 for none;
+    - ``labels`` (B,) int64, -1 for none; ``partners`` (B,) those of what each row is mixed with, None where none is,
+      and ``share`` (B,) how much of each row is its own;
     - ``soft``: their soft labels; ``has_soft`` (B,) bool says whose are not placeholders, None when all are real;
     - ``hints``: the teacher's features (B, ...) by name; ``has_hints`` as ``has_soft``.
     """
@@ -56,6 +60,33 @@ class Batch:
     has_soft: Tensor | None = None
     hints: Mapping[str, Tensor] | None = None
     has_hints: Tensor | None = None
+    partners: Tensor | None = None
+    share: Tensor | None = None
+
+
+class Goal(Protocol):
+    """What ``fit`` minimises: an ``Objective``, or one that several members share.
+
+    ``alpha``, ``beta``: 0 where no soft, or no hard, labels are used; ``hints``: None where no features are.
+    """
+
+    @property
+    def alpha(self) -> float: ...
+
+    @property
+    def beta(self) -> float: ...
+
+    @property
+    def hints(self) -> Hints | None: ...
+
+    @property
+    def response(self) -> ResponseLoss: ...
+
+    def at(self, epoch: int) -> Goal:
+        """What one epoch minimises."""
+
+    def __call__(self, output: Output, batch: Batch) -> Terms:
+        """Of one batch, with gradients."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +124,19 @@ class Objective:
     def __call__(self, output: Output, batch: Batch) -> Terms:
         """Sums, not means: the caller divides by the rows of the optimiser step, which keeps accumulation exact."""
         logits = output.logits
-        hard = hard_loss(logits, batch.labels, smoothing=self.smoothing).sum() if self.beta else None
+        hard = self._hard(logits, batch).sum() if self.beta else None
         soft = self._soft(logits, batch, batch.soft) if batch.soft is not None and self.alpha else None
         hints = self._hints(output, batch, self.hints) if self.hints is not None else None
         weight = self.hints.weight if self.hints is not None else 0.0
         weighed = [w * v for w, v in ((self.alpha, soft), (self.beta, hard), (weight, hints)) if v is not None]
         return Terms(sum(weighed[1:], start=weighed[0]) if weighed else logits.sum() * 0, hard, soft, hints)
+
+    def _hard(self, logits: Tensor, batch: Batch) -> Tensor:
+        """(B,): of mixed rows the loss of both labels, each by its share (Zhang et al. 2018, mixup)."""
+        own = hard_loss(logits, batch.labels, smoothing=self.smoothing)
+        if batch.partners is None or batch.share is None:
+            return own
+        return batch.share * own + (1 - batch.share) * hard_loss(logits, batch.partners, smoothing=self.smoothing)
 
     def _soft(self, logits: Tensor, batch: Batch, soft: SoftLabels | Opinions) -> Tensor:
         response, labels, has = self.response, batch.labels, batch.has_soft

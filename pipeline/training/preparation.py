@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,7 @@ def make_task(
         validation_inputs=make_inputs(dataset, Views(), np.asarray(validation, dtype=np.int64), 1, **kept),
         validation_labels=given,
         device=device,
+        mixing=functools.partial(views.mixing, dataset) if views.mixed else None,
     )
 
 

@@ -6,12 +6,13 @@ from collections.abc import Generator
 from contextlib import ExitStack, closing
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.sampler import Order
+from pipeline.sampler import Order, Rows
 from pipeline.sources import FeatureSource, LabelSource
-from pipeline.training.objective import Batch, Objective
+from pipeline.training.objective import Batch, Goal
 from pipeline.training.task import Task
 
 
@@ -23,6 +24,7 @@ class Supply:
         self._labels = torch.from_numpy(task.labels).to(task.device)
         self._has_soft = self._has(task.source)
         self._has_hints = self._has(task.hints)
+        self._drawn: dict[int, tuple[Rows, npt.NDArray[np.float32]]] = {}
 
     def _has(self, source: LabelSource | FeatureSource | None) -> Tensor | None:
         """(N,) which rows have soft labels or hints; None when all that are visited do."""
@@ -33,9 +35,22 @@ class Supply:
             return None
         return torch.from_numpy(has).to(self._task.device)
 
-    def epoch(
-        self, objective: Objective, epoch: int, start: int, view: int
-    ) -> Generator[tuple[Tensor, Batch], None, None]:
+    def _mixed(self, rows: Rows, view: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Labels (B,) of the partners of mixed rows, and the rows' own share (B,)."""
+        if self._task.mixing is None or view == 0:
+            return None, None
+        if view not in self._drawn:
+            count = len(self._task.labels)
+            self._drawn[view] = np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=np.float32)
+        partners, share = self._drawn[view]
+        new = np.unique(rows[partners[rows] < 0])
+        if len(new):
+            partners[new], share[new] = self._task.mixing(new, view)
+        found = (torch.from_numpy(array[rows]).to(self._task.device, non_blocking=True) for array in (partners, share))
+        whose, own = found
+        return self._labels[whose], own
+
+    def epoch(self, objective: Goal, epoch: int, start: int, view: int) -> Generator[tuple[Tensor, Batch], None, None]:
         """Inputs (B, ...) and what is known of their rows, from batch ``start`` of ``epoch`` on; close it.
 
         Soft labels and hints are read where ``objective`` uses them.
@@ -55,14 +70,15 @@ class Supply:
                 soft = labels.next(x, rows) if labels is not None else None
                 found = hints.next(x, rows) if hints is not None else None
                 index = torch.from_numpy(rows).to(task.device, non_blocking=True)
-                yield (
-                    x,
-                    Batch(
-                        labels=self._labels[index],
-                        soft=soft,
-                        has_soft=None if self._has_soft is None else self._has_soft[index],
-                        hints=found and {name: value for name, value in found.items() if name in wanted},
-                        has_hints=None if self._has_hints is None else self._has_hints[index],
-                    ),
+                partners, share = self._mixed(rows, view) if objective.beta else (None, None)
+                batch = Batch(
+                    labels=self._labels[index],
+                    soft=soft,
+                    has_soft=None if self._has_soft is None else self._has_soft[index],
+                    hints=found and {name: value for name, value in found.items() if name in wanted},
+                    has_hints=None if self._has_hints is None else self._has_hints[index],
+                    partners=partners,
+                    share=share,
                 )
+                yield x, batch
             next(inputs, None)  # tells the workers of a DataLoader that the epoch has ended

@@ -1,4 +1,7 @@
-"""The terms of an epoch's batches: kept on the device, added up exactly, in whatever order, at its end."""
+"""The terms of an epoch's batches: kept on the device, added up exactly, in whatever order, at its end.
+
+A term is a scalar, or (n,) where n members are trained as one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ CHUNK = 1024
 
 
 class Tally:
-    """Terms batch by batch; ``before`` (batches, 4) are those of the same epoch that an earlier process saw."""
+    """Terms batch by batch; ``before`` are those of the same epoch that an earlier process saw, as ``tensor`` gave."""
 
     def __init__(self, before: Tensor | None = None) -> None:
         self._done = [] if before is None else [before]
@@ -25,7 +28,7 @@ class Tally:
         if self._open is None:
             # One block for many batches: small tensors kept between the large ones of a step would stop the
             # allocator from using the memory of past batches again.
-            self._open = torch.zeros(CHUNK, len(Terms._fields), device=terms.total.device)
+            self._open = torch.zeros(CHUNK, len(Terms._fields), *terms.total.shape, device=terms.total.device)
         for column, value in enumerate(terms):
             if value is not None:
                 self._open[self._used, column] = value.detach()
@@ -34,15 +37,21 @@ class Tally:
             self._done, self._open, self._used = [self.tensor()], None, 0
 
     def tensor(self) -> Tensor:
-        """(batches, 4) float32 on the host: a column per term."""
+        """(batches, terms) or (batches, terms, n), float32 on the host."""
         rows = [*self._done]
         if self._open is not None:
             rows.append(self._open[: self._used].cpu())
         return torch.cat(rows) if rows else torch.zeros(0, len(Terms._fields))
 
-    def sums(self) -> dict[str, float]:
-        """The exact sum of each term by its name; NaN when a value is not finite."""
-        kept = self.tensor()
-        if not bool(torch.isfinite(kept).all()):
-            return dict.fromkeys(Terms._fields, math.nan)
-        return {name: math.fsum(column) for name, column in zip(Terms._fields, kept.T.tolist(), strict=True)}
+    def sums(self) -> dict[str, Tensor]:
+        """The exact sum of each term by its name, a scalar or (n,) float64; NaN when a value is not finite."""
+        return dict(zip(Terms._fields, exact_sum(self.tensor()), strict=True))
+
+
+def exact_sum(rows: Tensor) -> Tensor:
+    """The sum over the first dimension of (rows, ...), float64, whatever the order of the rows; NaN or infinite terms
+    give NaN."""
+    flat = rows.double().flatten(1).T.tolist()
+    finite = bool(torch.isfinite(rows).all())
+    sums = [math.fsum(column) if finite else math.nan for column in flat]
+    return torch.tensor(sums, dtype=torch.float64).reshape(rows.shape[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,10 @@ from pipeline.losses.response import NO_LABEL
 from pipeline.sampler import Rows
 from pipeline.sources import FeatureSource, LabelSource
 from pipeline.training.inputs import Inputs
-from pipeline.training.objective import Objective
+from pipeline.training.objective import Goal
+
+Mixing = Callable[[Rows, int], tuple[Rows, npt.NDArray[np.float32]]]
+"""Of rows (B,) and a random view: the row that each is mixed with, and its own share of the mixture, (B,) both."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Task:
     - ``blocks``: the dataset rows of the training set (a row may occur several times), cut as the sampler wants them;
     - ``labels`` (N,): hard labels of the whole dataset as training may use them, -1 for none;
     - ``inputs``: of the training rows; epoch e uses view ``train_views[e mod len(train_views)]``;
+    - ``mixing``: what each view is mixed of, None where none is;
     - ``source``: of soft labels, None for hard labels only; ``hints``: of the teacher's features, None for none;
     - ``example`` (1, ...): an input, to see the shapes of what a model gives;
     - ``validation``: labelled rows that choices are made on, empty for none, with their ``validation_inputs``;
@@ -40,7 +44,7 @@ class Task:
     labels: npt.NDArray[np.int64]
     inputs: Inputs
     train_views: tuple[int, ...]
-    objective: Objective
+    objective: Goal
     source: LabelSource | None
     hints: FeatureSource | None
     example: Tensor
@@ -48,6 +52,7 @@ class Task:
     validation_inputs: Inputs
     validation_labels: npt.NDArray[np.int64]
     device: torch.device
+    mixing: Mixing | None = None
 
     @property
     def examples(self) -> int:

@@ -14,6 +14,7 @@ from pipeline.errors import EncodingError
 from pipeline.losses import LOSSES, distillation_loss, opinions_loss
 from pipeline.softlabels import Dense, Opinion, Opinions, SoftLabels
 from pipeline.training import Objective
+from pipeline.training.objective import Batch, Output
 from tests.losses.references import kl64, softmax64, topk_of
 
 C, B = 6, 8
@@ -122,7 +123,7 @@ def test_top_k_labels_of_several_teachers() -> None:
 def test_the_objective_weighs_opinions_like_other_soft_labels() -> None:
     student, given = logits(B, C), opinions()
     labels = torch.arange(B) % C
-    terms = Objective(alpha=0.7, beta=0.3, temperature=2.0)(student, labels, given, None)
+    terms = Objective(alpha=0.7, beta=0.3, temperature=2.0)(Output(student), Batch(labels, given))
     soft = opinions_loss(student, labels, given, kl(2.0)).sum()
     hard = torch.nn.functional.cross_entropy(student, labels, reduction="sum")
     assert terms.soft is not None
@@ -130,8 +131,8 @@ def test_the_objective_weighs_opinions_like_other_soft_labels() -> None:
     torch.testing.assert_close(terms.total, 0.7 * soft + 0.3 * hard)
     standard: Any = Objective(alpha=1.0, beta=0.0, temperature=2.0, standardise=True)
     torch.testing.assert_close(
-        standard(student * 3 + 1, labels, given, None).total,
-        standard(student, labels, given, None).total,
+        standard(Output(student * 3 + 1), Batch(labels, given)).total,
+        standard(Output(student), Batch(labels, given)).total,
         rtol=1e-5,
         atol=0,
     )

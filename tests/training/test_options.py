@@ -149,10 +149,10 @@ def test_each_row_counts_by_the_labels_it_has(loss: str) -> None:
 
 def test_terms_of_no_weight_are_not_computed() -> None:
     logits, labels = torch.randn(2, 3), torch.tensor([0, 1])
-    only_hard = Objective(alpha=0.0, beta=2.0)(logits, labels, None, None)
+    only_hard = Objective(alpha=0.0, beta=2.0)(Output(logits), Batch(labels))
     assert only_hard.soft is None
     torch.testing.assert_close(only_hard.total, 2 * hard_loss(logits, labels).sum())
-    only_soft = Objective(alpha=1.0, beta=0.0)(logits, labels, Dense(torch.zeros(2, 3)), None)
+    only_soft = Objective(alpha=1.0, beta=0.0)(Output(logits), Batch(labels, Dense(torch.zeros(2, 3))))
     assert only_soft.hard is None
     torch.testing.assert_close(only_soft.total, only_soft.soft)
 
@@ -173,10 +173,11 @@ def test_label_smoothing_and_standardised_logits_reach_the_objective() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, teacher = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator)
     labels = torch.arange(6) % 4
-    smooth = Objective(alpha=0.0, beta=1.0, smoothing=0.2)(logits, labels, None, None)
+    smooth = Objective(alpha=0.0, beta=1.0, smoothing=0.2)(Output(logits), Batch(labels))
     logprobs = torch.log_softmax(logits, dim=1)
     expected = 0.8 * -logprobs.gather(1, labels[:, None])[:, 0] - 0.2 * logprobs.mean(dim=1)
     torch.testing.assert_close(smooth.total, expected.sum())
     standard = Objective(alpha=1.0, beta=0.0, temperature=2.0, standardise=True)
-    scaled = standard(logits * 5 + 3, labels, Dense(teacher), None)
-    torch.testing.assert_close(scaled.total, standard(logits, labels, Dense(teacher), None).total, rtol=1e-4, atol=1e-5)
+    scaled = standard(Output(logits * 5 + 3), Batch(labels, Dense(teacher)))
+    plain = standard(Output(logits), Batch(labels, Dense(teacher)))
+    torch.testing.assert_close(scaled.total, plain.total, rtol=1e-4, atol=1e-5)
