@@ -186,7 +186,9 @@ def _load_params(ctx: click.Context, _: click.Parameter, texts: tuple[str, ...])
                 raise ConfigError(f"--params {text} holds what {ctx.command_path} does not know: {', '.join(unknown)}")
             for name, value in section.items():
                 values[name] = [value] if getattr(known[name], "multiple", False) and isinstance(value, str) else value
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+    given = {**(ctx.default_map or {}), **values}
+    # A later section takes an option of an earlier one back with null.
+    ctx.default_map = {name: value for name, value in given.items() if value is not None}
 
 
 def options_from(

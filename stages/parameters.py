@@ -20,7 +20,8 @@ from pipeline.errors import ConfigError
 def read_params(text: str, option: str = "--params") -> dict[str, Any]:
     """The options in one section of a YAML or JSON file: ``params.yaml:train``, ``params.yaml:methods.soft``.
 
-    Without a section, the whole file. Raises ConfigError, naming ``option``, when the file or section is not there.
+    Without a section, the whole file. A null stands for an option as it is when nothing is said of it. Raises
+    ConfigError, naming ``option``, when the file or section is not there.
     """
     name, _, section = text.partition(":")
     try:
@@ -40,7 +41,7 @@ def read_params(text: str, option: str = "--params") -> dict[str, Any]:
         walked.append(key)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{option} {text} should name a section of options; found a {type(values).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in values.items() if value is not None}
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
 def _parse(name: str, content: str, option: str) -> Any:

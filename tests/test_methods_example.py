@@ -15,14 +15,16 @@ import yaml
 
 pytest.importorskip("dvc")
 
-from pipeline.losses import LOSSES
+from pipeline.losses import FEATURE_LOSSES, LOSSES
+from pipeline.sources.mixing import MIXES
+from pipeline.sources.panel import SEPARATE
 from pipeline.training import TrainConfig
 from tests.test_dvc import inputs, is_under, outputs, paths_of, settings_of, stages_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "methods"
 PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
-CACHES = {"caches/digits", "caches/top3"}
+RECODED = {"caches/digits", "caches/top3"}
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,20 @@ def written() -> tuple[str, ...]:
 
 
 def trained(settings: dict[str, Any]) -> dict[str, TrainConfig]:
+    """The runs of the matrix of losses, teachers and data."""
     return {name.split("@")[1]: config for name, config in settings.items() if name.startswith("train@")}
 
 
+def hinted(settings: dict[str, Any]) -> dict[str, TrainConfig]:
+    """The runs that learn features, and what they are compared with."""
+    return {name.split("@")[1]: config for name, config in settings.items() if name.startswith("hinted@")}
+
+
 def test_every_command_has_the_options_it_is_given(settings: dict[str, Any]) -> None:
-    assert {name.split("@")[0] for name in settings} == {"teacher", "dump", "train", "evaluate", "report"}
+    kinds = {"teacher", "dump", "train", "hinted", "evaluate", "evaluate-hinted", "report"}
+    assert {name.split("@")[0] for name in settings} == kinds
     assert len(trained(settings)) == len(PARAMS["students"]) * len(PARAMS["methods"])
+    assert len(hinted(settings)) == len(PARAMS["hinted_students"]) * len(PARAMS["hinted_methods"])
 
 
 def test_every_loss_is_compared(settings: dict[str, Any]) -> None:
@@ -61,12 +71,26 @@ def test_every_loss_is_compared(settings: dict[str, Any]) -> None:
     assert {"kl", "reverse-kl", "jensen-shannon", "skewed-kl"} == {r.loss for r in runs if r.cache == "caches/top3"}
 
 
+def test_every_loss_on_features_and_every_rule_for_several_teachers_is_compared(settings: dict[str, Any]) -> None:
+    runs = hinted(settings).values()
+    assert {run.hint_loss for run in runs if run.hints} == set(FEATURE_LOSSES)
+    assert any(run.hint_epochs for run in runs) and any(run.hints_in_turn for run in runs)
+    assert {run.mix for run in trained(settings).values() if run.labels} == {*MIXES, SEPARATE}
+
+
 def test_the_comparison_is_fair(settings: dict[str, Any]) -> None:
     """Students, views, steps and rates are the same; so are the weights, but where a comment says why."""
     shared = ("train_views", "epochs", "lr", "batch_size", "seeds", "seed", "schedule", "weight_decay")
+    # MUNGE has more examples and fewer epochs: as many steps, but for the last batch of an epoch.
+    steps = {name: -(-1197 // run.batch_size) * run.epochs for name, run in trained(settings).items()}
+    for name, run in trained(settings).items():
+        if name.endswith("-munge"):
+            assert -(-5000 // run.batch_size) * run.epochs == pytest.approx(steps["mlp-8-kl"], rel=0.01)
     for name in shared:
-        assert len({getattr(run, name) for run in trained(settings).values()}) == 1, name
-    explained = {"jensen-shannon", "skewed-kl", "skewed-reverse-kl", "dkd", "dist", "standardise"}
+        for runs in (trained(settings), hinted(settings)):
+            alike = {getattr(run, name) for key, run in runs.items() if name != "epochs" or not key.endswith("-munge")}
+            assert len(alike) == 1, name
+    explained = {"jensen-shannon", "skewed-kl", "skewed-reverse-kl", "dkd", "dist", "standardise", "munge"}
     usual = (0.9, pytest.approx(0.1), 4.0)
     for method in PARAMS["methods"]:
         run = trained(settings)[f"{PARAMS['students'][0]}-{method}"]
@@ -91,15 +115,16 @@ def test_top_k_is_cut_from_the_dense_cache_without_a_teacher(stages: dict[str, A
 def test_every_path_is_declared_and_every_dependency_exists(stages: dict[str, Any], settings: dict[str, Any]) -> None:
     made = [out for stage in stages.values() for out in outputs(stage)]
     for name, stage in stages.items():
-        for path in paths_of(settings[name]) if name in settings else sorted(CACHES):
+        for path in paths_of(settings[name]) if name in settings else sorted(RECODED):
             near = [*outputs(stage), *inputs(stage)]
             assert is_under(path, near) or any(is_under(one, [path]) for one in near), f"{name} names {path}"
         for dep in inputs(stage):
             gathered = any(is_under(out, [dep]) for out in made)
             assert gathered or is_under(dep, made) or (EXAMPLE / dep).is_file(), f"{name} needs {dep}"
     for name in settings:
-        if name.startswith("train@"):
-            assert settings[name].cache in inputs(stages[name])
+        if name.startswith(("train@", "hinted@")):
+            named = {address for address, _ in settings[name].caches}
+            assert named and named <= set(inputs(stages[name])), name
 
 
 def test_what_dvc_keeps_is_ignored_by_git_and_metrics_are_not(stages: dict[str, Any]) -> None:
@@ -125,7 +150,12 @@ def test_a_small_run_makes_the_page(tmp_path: Path) -> None:
     small["teacher"] = {**PARAMS["teacher"], "teacher": "cnn-4", "views": 1, "epochs": 2}
     small["dump"] = {**PARAMS["dump"], "views": 1}
     small["train"] = {**PARAMS["train"], "epochs": 2, "seeds": 2}
-    small["methods"] = {name: PARAMS["methods"][name] for name in ("kl", "reverse-kl-top3")}
+    munge = PARAMS["caches"]["munge"]
+    made = {"munge": {**munge, "options": {**munge["options"], "data_args": ["size=50"]}}}
+    small["caches"] = {**PARAMS["caches"], **made}
+    small["methods"] = {name: PARAMS["methods"][name] for name in ("kl", "reverse-kl-top3", "specialists")}
+    small["hinted_train"] = {**PARAMS["hinted_train"], "epochs": 2, "seeds": 2}
+    small["hinted_methods"] = {name: PARAMS["hinted_methods"][name] for name in ("kl", "hint")}
     folder = tmp_path / "examples" / "methods"
     (folder / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False), encoding="utf-8")
     run(tmp_path, "git", "init", "--quiet")
@@ -133,6 +163,7 @@ def test_a_small_run_makes_the_page(tmp_path: Path) -> None:
     assert "train@mlp-8-reverse-kl-top3" in printed
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Losses</h2>" in page and "reverse KL from top3" in page
+    assert "KL with features (hint)" in page and "KL from 2 caches, a loss each" in page
     assert (folder / "report" / "losses.png").is_file()
     metrics = json.loads((folder / "evaluations/mlp-8-reverse-kl-top3/metrics.json").read_text())
     assert 0 <= metrics["teacher_agreement"] <= 1

@@ -25,6 +25,13 @@ KIND_MEANINGS = {
     FIXED: "random views of each image, all with the teacher's answer to the plain image",
     REPLAYED: "random views of each image, each with the teacher's answer to that very view",
 }
+_MIXES = {
+    "probs": "mean probability",
+    "logits": "mean logit",
+    "confident": "the surest",
+    "correct": "those that are right",
+    "losses": "a loss each",
+}
 _CAPITALS = {"kl": "KL", "jensen": "Jensen", "shannon": "Shannon", "dkd": "DKD", "dist": "DIST"}
 
 
@@ -107,16 +114,37 @@ def _variant(config: Mapping[str, Any], soft: bool, labels: str) -> str:
     """What is not as usual about the loss, in words; empty where all is. An option of a new method adds a line here."""
     smoothing = float(config.get("label_smoothing") or 0.0)
     smoothed = f"label smoothing {smoothing:g}" if smoothing else ""
+    noise = float(config.get("label_noise") or 0.0)
+    noisy = f"{100 * noise:g}% of them wrong" if noise else ""
     if not soft:
-        return smoothed
+        return ", ".join(filter(None, [smoothed, noisy and f"hard labels, {noisy}"]))
     loss = " ".join(_CAPITALS.get(word, word) for word in str(config.get("loss") or "kl").split("-"))
     loss = loss.replace("Jensen Shannon", "Jensen-Shannon")
     given = ", ".join(str(pair).replace("=", " ") for pair in config.get("loss_args") or ())
     said = [
         f"{'standardised ' if config.get('standardise') else ''}{loss}{given and f' ({given})'}",
-        f"from {len(config['labels'])} caches" if config.get("labels") else "",
+        _teachers(config),
         labels and f"from {labels}",
+        _hints(config),
         smoothed and f"with {smoothed}",
+        noisy and f"and hard labels, {noisy}",
     ]
     text = " ".join(filter(None, said))
     return "" if text == KL else text
+
+
+def _teachers(config: Mapping[str, Any]) -> str:
+    """Several caches, and what was made of them."""
+    count, mix = len(config.get("labels") or ()), str(config.get("mix") or "probs")
+    return f"from {count} caches, {_MIXES.get(mix, mix)}" if count else ""
+
+
+def _hints(config: Mapping[str, Any]) -> str:
+    """Features that were learnt too: by which loss, of how many layers, and when."""
+    layers = len(config.get("hints") or ())
+    if not layers:
+        return ""
+    how = [str(config.get("hint_loss") or "hint"), f"{layers} layers" if layers > 1 else ""]
+    when = "layer by layer, before labels" if config.get("hints_in_turn") else "before labels"
+    how.append(when if config.get("hint_epochs") else "")
+    return f"with features ({', '.join(filter(None, how))})"
