@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.losses import LOSSES, ResponseLoss
+from pipeline.losses import FEATURE_LOSSES, LOSSES, ResponseLoss
 
 DENSE, ANY, HARD = "dense", "dense, top-k", "none"
 
@@ -23,7 +23,7 @@ class Method:
 
 def methods() -> tuple[Method, ...]:
     """Every named method, family by family."""
-    return (*_responses(), *_BASELINES, *_SEVERAL, *_DATA)
+    return (*_responses(), *_features(), *_BASELINES, *_SEVERAL, *_DATA)
 
 
 def table() -> str:
@@ -48,6 +48,16 @@ def _responses() -> Iterator[Method]:
 def _switch(name: str, loss: ResponseLoss) -> str:
     given = ",".join(f"{key}={value:g}" for key, value in loss.parameters.items())
     return f"--loss {name}" + (f" --loss-args {given}" if given else "")
+
+
+def _features() -> Iterator[Method]:
+    hint = "--hints FEATURE=MODULE"
+    for name, loss in FEATURE_LOSSES.items():
+        yield Method("features", loss.what, f"{hint} --hint-loss {name}", ANY, loss.source)
+    yield Method("features", "hints before labels, in two stages", f"{hint} --hint-epochs 10", ANY, "Romero et al. 2015")
+    yield Method(
+        "features", "layer by layer", f"{hint} {hint} --hint-epochs 10 --hints-in-turn", ANY, "after Romero et al. 2015"
+    )
 
 
 _BASELINES = (
@@ -101,8 +111,8 @@ _SEVERAL = (
 _DATA = (
     Method("data", "replayed views", "--train-views all --label-view own", ANY, "Beyer et al. 2022"),
     Method("data", "fixed label of the plain view", "--train-views all --label-view plain", ANY, "Beyer et al. 2022"),
-    Method("data", "mixup (dump --transform mixup)", "--train-views all --alpha 1", ANY, "Zhang et al. 2018"),
-    Method("data", "CutMix (dump --transform cutmix)", "--train-views all --alpha 1", ANY, "Yun et al. 2019"),
+    Method("data", "mixup (dump --transform mixup)", "--train-views all", ANY, "Zhang et al. 2018"),
+    Method("data", "CutMix (dump --transform cutmix)", "--train-views all", ANY, "Yun et al. 2019"),
     Method("data", "synthetic examples (MUNGE)", "--data munge:BASE --alpha 1", ANY, "Bucila et al. 2006"),
     Method("data", "wrong hard labels", "--label-noise 0.2", ANY, "what the others are held against"),
     Method("data", "few hard labels", "--labelled-fraction 0.05", ANY, "Hinton, Vinyals and Dean 2015"),
