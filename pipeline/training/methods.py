@@ -54,7 +54,9 @@ def _features() -> Iterator[Method]:
     hint = "--hints FEATURE=MODULE"
     for name, loss in FEATURE_LOSSES.items():
         yield Method("features", loss.what, f"{hint} --hint-loss {name}", ANY, loss.source)
-    yield Method("features", "hints before labels, in two stages", f"{hint} --hint-epochs 10", ANY, "Romero et al. 2015")
+    yield Method(
+        "features", "hints before labels, in two stages", f"{hint} --hint-epochs 10", ANY, "Romero et al. 2015"
+    )
     yield Method(
         "features", "layer by layer", f"{hint} {hint} --hint-epochs 10 --hints-in-turn", ANY, "after Romero et al. 2015"
     )
