@@ -19,6 +19,11 @@ class Members(nn.Module, ABC):
     def count(self) -> int:
         """n, the number of members."""
 
+    @property
+    def stacked(self) -> int:
+        """Leading axes that a parameter here has more than in a member: 1 where members are stacked."""
+        return 0
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, B, C) of all members for ``x`` (B, ...)."""

@@ -125,7 +125,7 @@ class Objective:
         """Sums, not means: the caller divides by the rows of the optimiser step, which keeps accumulation exact."""
         logits = output.logits
         hard = self._hard(logits, batch).sum() if self.beta else None
-        soft = self._soft(logits, batch, batch.soft) if batch.soft is not None and self.alpha else None
+        soft = self._soft(logits, batch, batch.soft).sum() if batch.soft is not None and self.alpha else None
         hints = self._hints(output, batch, self.hints) if self.hints is not None else None
         weight = self.hints.weight if self.hints is not None else 0.0
         weighed = [w * v for w, v in ((self.alpha, soft), (self.beta, hard), (weight, hints)) if v is not None]
@@ -139,18 +139,19 @@ class Objective:
         return batch.share * own + (1 - batch.share) * hard_loss(logits, batch.partners, smoothing=self.smoothing)
 
     def _soft(self, logits: Tensor, batch: Batch, soft: SoftLabels | Opinions) -> Tensor:
+        """(B,), 0 for rows without soft labels; of losses on whole batches, of the rows that have some alone."""
         response, labels, has = self.response, batch.labels, batch.has_soft
         if isinstance(soft, Opinions):  # which weigh nothing where there are no soft labels
-            return opinions_loss(logits, labels, soft, self._rows, batch=response.batch).sum()
+            return opinions_loss(logits, labels, soft, self._rows, batch=response.batch)
         if response.batch and has is not None:
             # Placeholders of rows without soft labels would count in the correlations of the others.
             known = has
             logits, labels, soft = logits[known], labels[known], soft.map(lambda array: array[known])
             has = None
             if not len(logits):
-                return logits.sum() * 0
+                return logits.sum(dim=1) * 0
         rows = self._rows(logits, labels, soft)
-        return (rows if has is None else rows * has).sum()
+        return rows if has is None else rows * has
 
     def _rows(self, logits: Tensor, labels: Tensor, soft: SoftLabels) -> Tensor:
         if self.standardise:

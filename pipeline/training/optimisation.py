@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.training.members import Members
 from pipeline.training.recipe import Recipe
 
 ONECYCLE_WARMUP = 0.3
@@ -24,9 +25,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ModelError(f"{type(model).__name__} has no parameter that takes gradients: there is nothing to train")
+    axes = 1 + (model.stacked if isinstance(model, Members) else 0)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > axes], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= axes], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
