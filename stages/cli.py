@@ -15,6 +15,7 @@ COMMANDS = {
     "fit-teacher": ("stages.fit_teacher", "Train a teacher on the hard labels of a dataset."),
     "dump": ("stages.dump", "Run a teacher once over every view and keep what it said."),
     "train": ("stages.train", "Train a student from a cache, or on hard labels."),
+    "sweep": ("stages.sweep", "Train students for every combination of some options, many at once."),
     "evaluate": ("stages.evaluate", "Measure a student on a split, and against its teacher."),
     "compress": ("stages.compress", "Prune, quantise and export a student, and run each result."),
     "report": ("stages.report", "Draw one page from what the other stages measured."),

@@ -145,4 +145,6 @@ def _difference(cohort: Cohort, models: Sequence[nn.Module], example: Tensor) ->
 
 def _close(found: Tensor, expected: Tensor) -> bool:
     found, expected = found.detach().double(), expected.detach().double()
-    return bool((found - expected).abs().max() <= CLOSE * expected.abs().max().clamp_min(1.0)) if found.numel() else True
+    return (
+        bool((found - expected).abs().max() <= CLOSE * expected.abs().max().clamp_min(1.0)) if found.numel() else True
+    )

@@ -102,9 +102,7 @@ class Shared:
         """(n,): sums over the rows of each member; 0 for members of no group."""
         sums: dict[int, Tensor] = {}
         for members in alike:
-            rows = rows_of(
-                self.objectives[members[0]], torch.cat([logits[n] for n in members]), wide(len(members))
-            )
+            rows = rows_of(self.objectives[members[0]], torch.cat([logits[n] for n in members]), wide(len(members)))
             sums |= dict(zip(members, rows.reshape(len(members), -1).sum(dim=1).unbind(), strict=True))
         zero = next(iter(sums.values())).new_zeros(())
         return torch.stack([sums.get(n, zero) for n in range(len(logits))])
@@ -153,9 +151,7 @@ def _repeated(batch: Batch, times: int) -> Batch:
 def _labels_again(soft: SoftLabels | Opinions, again: Callable[[Tensor], Tensor]) -> SoftLabels | Opinions:
     if not isinstance(soft, Opinions):
         return soft.map(again)
-    return Opinions(
-        tuple(replace(one, soft=one.soft.map(again), weights=again(one.weights)) for one in soft.opinions)
-    )
+    return Opinions(tuple(replace(one, soft=one.soft.map(again), weights=again(one.weights)) for one in soft.opinions))
 
 
 @functools.lru_cache(maxsize=64)

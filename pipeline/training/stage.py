@@ -151,7 +151,7 @@ def _all_seeds(
     finished = read_finished(folder, RECORD, identity, overwrite=True)
     timings: dict[str, Any] = {}
     seeds = range(config.seed, config.seed + config.seeds)
-    held = {seed: _finished_seed(folder / f"seed-{seed}", seed) for seed in seeds} if finished is None else {}
+    held = {seed: finished_seed(folder / f"seed-{seed}", seed) for seed in seeds} if finished is None else {}
     ranks.told((str(folder), [seed for seed, record in held.items() if record is None]))
     if finished is None:
         records = []
@@ -161,20 +161,27 @@ def _all_seeds(
                 record, timing = _one_seed(config, prepared, folder / f"seed-{seed}", seed, ranks, progress)
             records.append(record)
             timings[str(seed)] = timing
-        finished = {
-            "format": FORMAT,
-            "identity": identity,
-            "config": config.as_dict(),
-            "seeds": records,
-            "lineage": prepared.lineage,
-        }
+        finished = run_record(config, identity, records, prepared.lineage)
         write_atomic(folder / RECORD, json_bytes(finished))
     # Only now: a kill before the record is there must not send finished seeds back to their first step.
     clear_scratch(folder)
     return list(finished["seeds"]), timings
 
 
-def _finished_seed(folder: Path, seed: int) -> dict[str, Any] | None:
+def run_record(
+    config: TrainConfig, identity: str, records: list[dict[str, Any]], lineage: dict[str, Any]
+) -> dict[str, Any]:
+    """What run.json holds: ``records`` are those of the seeds."""
+    return {
+        "format": FORMAT,
+        "identity": identity,
+        "config": config.as_dict(),
+        "seeds": records,
+        "lineage": lineage,
+    }
+
+
+def finished_seed(folder: Path, seed: int) -> dict[str, Any] | None:
     """The record of a student that an earlier process finished in ``folder``."""
     found = read_finished(folder, SEED_RECORD, str(seed), overwrite=True)
     return None if found is None else dict(found["record"])
@@ -189,7 +196,6 @@ def _one_seed(
     check_model(model, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])
     try:
         record, timing = _train(config, prepared, model, folder, seed, ranks, progress)
-        write_atomic(folder / SEED_RECORD, json_bytes({"identity": str(seed), "record": record}))
     except DiskFullError as error:
         left = config.seed + config.seeds - seed
         size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
@@ -211,10 +217,19 @@ def _train(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train ``model`` and keep it in ``folder``; its record, and what it took."""
-    dataset = prepared.dataset
     name = f"{Path(config.out).name}, seed {seed}"
     state = folder / STATE
     fitted = fit(model, prepared.task, config, seed=seed, state=state, progress=progress, description=name, ranks=ranks)
+    return keep_student(config, prepared, model, folder, seed, fitted), {
+        "seconds": round(fitted.seconds, 3),
+        "examples_per_second": round(ranks.world * fitted.examples / max(fitted.seconds, 1e-9), 1),
+    }
+
+
+def keep_student(
+    config: TrainConfig, prepared: Prepared, model: nn.Module, folder: Path, seed: int, fitted: Fitted
+) -> dict[str, Any]:
+    """Write a trained student to ``folder``, and its record last, so that ``finished_seed`` finds it; the record."""
     record = {
         "seed": seed,
         "epochs": len(fitted.history),
@@ -227,12 +242,10 @@ def _train(
         **fitted.figures,
     }
     arguments = parse_arguments(config.student_args, "--student-args")
-    metadata = {**model_metadata(config.student, arguments, dataset), "seed": seed, "cache": prepared.lineage["cache"]}
-    save_model(folder, model, metadata, fitted)
-    return record, {
-        "seconds": round(fitted.seconds, 3),
-        "examples_per_second": round(ranks.world * fitted.examples / max(fitted.seconds, 1e-9), 1),
-    }
+    described = model_metadata(config.student, arguments, prepared.dataset)
+    save_model(folder, model, {**described, "seed": seed, "cache": prepared.lineage["cache"]}, fitted)
+    write_atomic(folder / SEED_RECORD, json_bytes({"identity": str(seed), "record": record}))
+    return record
 
 
 def clear_scratch(folder: Path) -> None:

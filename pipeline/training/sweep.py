@@ -1,0 +1,338 @@
+"""Train the students of a grid of options, many at once: those that differ in what they minimise see each batch together.
+
+Each is kept as a run of train. It equals that run up to rounding: same initial weights, order, steps and learning
+rate. Dropout alone draws other masks.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.devices import torchrun_rank
+from pipeline.errors import ConfigError, SoftlabelsError, some
+from pipeline.identity import digest, short
+from pipeline.models import check_model
+from pipeline.outputs import json_bytes, read_finished, write_beside
+from pipeline.progress import Progress, Silent
+from pipeline.sources.mixing import OF_PROBABILITIES
+from pipeline.training.cohort import together
+from pipeline.training.config import TrainConfig
+from pipeline.training.grid import Cell, SweepConfig, plain_value
+from pipeline.training.loop import Fitted, fit
+from pipeline.training.preparation import Prepared, prepare
+from pipeline.training.recipe import OUTCOME_FREE, outcome_options
+from pipeline.training.shared import Shared
+from pipeline.training.stage import (
+    RECORD,
+    STATE,
+    clear_scratch,
+    environment,
+    finished_seed,
+    initial_student,
+    keep_student,
+    run_identity,
+    run_record,
+)
+from pipeline.workspace import Workspace, refuse_strangers, write_atomic
+
+TABLE = "sweep.json"
+FORMAT = 1
+OF_OBJECTIVE = frozenset({"alpha", "beta", "temperature", "loss", "loss_args", "standardise", "label_smoothing"})
+"""Options that say what a student minimises: students that differ in these alone are trained together."""
+OF_STUDENT = frozenset(
+    {"student", "student_args", "seed", "seeds", "epochs", "batch_size", "accumulate", "optimizer", "lr"}
+    | {"weight_decay", "momentum", "schedule", "warmup", "precision", "first_window", "drop_last"}
+)
+"""Options that preparation does not look at."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cells that are trained together, with the lineage of each as its record has it."""
+
+    cells: tuple[Cell, ...]
+    lineage: dict[str, Any]
+
+    @property
+    def first(self) -> TrainConfig:
+        """The options of the first cell, which all have but for the objective."""
+        return self.cells[0].config
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first.seed, self.first.seed + self.first.seeds)
+
+    def identity(self, cell: Cell) -> str:
+        """Of one cell's run: that it was trained in this cohort counts, for its bytes differ from those of train."""
+        return run_identity(cell.config, self.lineage)
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep did. ``cells``: a record per cell, best first; ``seconds`` are of this process, 0 for none."""
+
+    out: str
+    identity: str
+    cells: list[dict[str, Any]]
+    seconds: float = 0.0
+    environment: dict[str, Any] = field(default_factory=dict)
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The table, and one line."""
+        did = f"{self.seconds:.1f} s" if self.seconds else "found finished"
+        students = sum(cell["seeds"] for cell in self.cells)
+        best = f", best {self.cells[0]['cell']}" if len(self.cells) > 1 and "accuracy" in self.cells[0] else ""
+        line = (
+            f"{self.out}: {students} students in {len(self.cells)} cells{best}, {did}; identity {short(self.identity)}"
+        )
+        return f"{table(self.cells)}\n{line}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dict(vars(self))
+
+
+def run(config: SweepConfig, progress: Progress | None = None) -> SweepReport:
+    """Train, resume, or find the same sweep finished.
+
+    Writes for each cell ``out``/KEY, laid out as a run of train, and ``out``/sweep.json, the table; times go to
+    ``out``.report.json.
+
+    Raises what ``training.run`` raises; ConfigError with what is wrong in any cell, before anything is trained.
+    """
+    started, progress = time.perf_counter(), progress or Silent()
+    if torchrun_rank()[1] > 1:
+        raise ConfigError(
+            "a sweep is of one process: start it without torchrun, or train its cells with softlabels train"
+        )
+    preparations = _Preparations()
+    cohorts = plan(config, preparations, progress)
+    out, unchecked = Path(config.out), preparations.unchecked
+    keys = [cell.key for cohort in cohorts for cell in cohort.cells]
+    identity = digest({cell.key: cohort.identity(cell) for cohort in cohorts for cell in cohort.cells})
+    if config.overwrite:
+        refuse_strangers(out, (TABLE, *keys, "*=*"))
+    options = outcome_options(config)
+    found = read_finished(out, TABLE, identity, overwrite=config.overwrite, options=options)
+    if found is not None:
+        report = SweepReport(str(config.out), identity, found["cells"], unchecked=unchecked)
+        write_beside(out, report.as_dict(), again=True)
+        return report
+    with Workspace(out, identity) as space:
+        timings: dict[str, Any] = {}
+        for number, cohort in enumerate(cohorts):
+            name = f"{out.name}, cohort {number + 1} of {len(cohorts)}"
+            timings[name] = _train(cohort, preparations, space.path, name, progress)
+        records = _best_first([_row(cell, cohort, space.path) for cohort in cohorts for cell in cohort.cells])
+        record = {"format": FORMAT, "identity": identity, "config": config.as_dict(), "cells": records}
+        write_atomic(space.path / TABLE, json_bytes(record))
+        clear_scratch(space.path)
+        for folder in space.path.glob(".cohort-*"):
+            folder.rmdir()
+        space.commit()
+    report = SweepReport(
+        out=str(config.out),
+        identity=identity,
+        cells=records,
+        seconds=round(time.perf_counter() - started, 3),
+        environment={**environment(preparations.device), "cohorts": timings},
+        unchecked=unchecked,
+    )
+    write_beside(out, report.as_dict())
+    return report
+
+
+def plan(config: SweepConfig, preparations: _Preparations, progress: Progress) -> list[Cohort]:
+    """The cells in cohorts of at most ``at_once``, every one of them prepared once to see that it can be trained.
+
+    Raises ConfigError with the problems of all cells; where all have one and the same, as it is.
+    """
+    groups: dict[str, tuple[list[Cell], dict[str, Any]]] = {}
+    failed: dict[str, tuple[SoftlabelsError, list[str]]] = {}
+    for cell in config.cells:
+        try:
+            lineage = preparations.lineage(cell.config, progress)
+        except SoftlabelsError as error:
+            failed.setdefault(str(error), (error, []))[1].append(cell.key)
+            continue
+        groups.setdefault(digest([_of_group(cell.config), lineage]), ([], lineage))[0].append(cell)
+    if len(failed) == 1 and len(next(iter(failed.values()))[1]) == len(config.cells):
+        raise next(iter(failed.values()))[0]
+    if failed:
+        count = len(config.cells)
+        raise ConfigError(
+            [f"{text} (in {len(keys)} of {count} cells: {some(keys, 3)})" for text, (_, keys) in failed.items()]
+        )
+    cohorts = []
+    for cells, lineage in groups.values():
+        for start in range(0, len(cells), config.at_once):
+            chosen = tuple(cells[start : start + config.at_once])
+            others = digest([outcome_options(cell.config) for cell in chosen])
+            cohorts.append(Cohort(chosen, {**lineage, "cohort": {"students": len(chosen), "digest": others}}))
+    return cohorts
+
+
+class _Preparations:
+    """Preparations of cells, of which many are the same: the last one is kept, and the lineage of all."""
+
+    def __init__(self) -> None:
+        self._lineages: dict[str, dict[str, Any]] = {}
+        self._last: tuple[str, Prepared] | None = None
+        self._said: set[str] = set()
+        self.unchecked: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> Any:
+        """Of the last preparation."""
+        if self._last is None:
+            raise RuntimeError("nothing was prepared yet")
+        return self._last[1].task.device
+
+    def lineage(self, config: TrainConfig, progress: Progress) -> dict[str, Any]:
+        """Where everything that a cell learns from comes from, once it has been checked."""
+        key = digest(_of_preparation(config))
+        if key not in self._lineages:
+            prepared = self.prepared(config)
+            for line in (*(f"cannot be checked: {what}" for what in prepared.unchecked), *prepared.notes):
+                if line not in self._said:
+                    progress.log(line)
+                self._said.add(line)
+            self.unchecked = tuple(dict.fromkeys([*self.unchecked, *prepared.unchecked]))
+            self._lineages[key] = prepared.lineage
+        return self._lineages[key]
+
+    def prepared(self, config: TrainConfig) -> Prepared:
+        """What ``prepare`` gives for this cell but for its objective."""
+        key = digest(_of_group(config, without=OF_STUDENT))
+        checked = digest(_of_preparation(config))
+        if self._last is None or self._last[0] != key or checked not in self._lineages:
+            self._last = None  # labels of two should not be held at once
+            self._last = key, prepare(config)
+        return self._last[1]
+
+
+def _of_group(config: TrainConfig, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """What students that are trained together have in common; those that use soft, or hard, labels use other rows."""
+    objective = config.objective
+    own = {name: value for name, value in config.as_dict().items() if name not in OF_OBJECTIVE | without | OUTCOME_FREE}
+    averaged = len(config.labels) > 1 and config.mix in OF_PROBABILITIES
+    return own | {
+        "soft": bool(objective.alpha),
+        "hard": bool(objective.beta),
+        "temperature": config.temperature if averaged else None,
+    }
+
+
+def _of_preparation(config: TrainConfig) -> dict[str, Any]:
+    """What preparation looks at, to find or to refuse."""
+    return _of_group(config, without=OF_STUDENT) | {
+        name: getattr(config, name) for name in ("temperature", "loss", "standardise")
+    }
+
+
+def _train(cohort: Cohort, preparations: _Preparations, folder: Path, name: str, progress: Progress) -> dict[str, Any]:
+    """Train a cohort, seed by seed, and write the run of each of its cells; what the fits took."""
+    timings: dict[str, Any] = {}
+    identities = {cell.key: cohort.identity(cell) for cell in cohort.cells}
+    if all(read_finished(folder / k, RECORD, i, overwrite=True) is not None for k, i in identities.items()):
+        return timings
+    prepared = preparations.prepared(cohort.first)
+    prepared = replace(prepared, lineage=cohort.lineage)
+    for seed in cohort.seeds:
+        held = [finished_seed(folder / cell.key / f"seed-{seed}", seed) for cell in cohort.cells]
+        if any(record is None for record in held):
+            timings[str(seed)] = _one_seed(cohort, prepared, folder, seed, f"{name}, seed {seed}", progress)
+    for cell in cohort.cells:
+        records = [finished_seed(folder / cell.key / f"seed-{seed}", seed) for seed in cohort.seeds]
+        found = [record for record in records if record is not None]
+        record = run_record(cell.config, identities[cell.key], found, cohort.lineage)
+        write_atomic(folder / cell.key / RECORD, json_bytes(record))
+    return timings
+
+
+def _one_seed(
+    cohort: Cohort, prepared: Prepared, folder: Path, seed: int, name: str, progress: Progress
+) -> dict[str, Any]:
+    """Train the students of one seed together, and keep each; what it took."""
+    dataset, task = prepared.dataset, prepared.task
+    models = [initial_student(cell.config, dataset, seed) for cell in cohort.cells]
+    check_model(models[0], classes=len(dataset.classes), example_input=task.example)
+    members, alone = together([model.to(task.device) for model in models], task.example.to(task.device))
+    if alone and len(models) > 1:
+        progress.log(f"{name}: the {len(models)} students run one after another in each step: {alone}")
+    goal = Shared(tuple(cell.config.objective for cell in cohort.cells))
+    state = folder / f".cohort-{digest(cohort.lineage['cohort'])[:12]}-{seed}" / STATE
+    fitted = fit(
+        members,
+        replace(task, objective=goal),
+        cohort.first,
+        seed=seed,
+        state=state,
+        progress=progress,
+        description=f"{name}, {len(models)} student{'s' * (len(models) > 1)}",
+    )
+    for number, (cell, model) in enumerate(zip(cohort.cells, members.members(), strict=True)):
+        place = folder / cell.key / f"seed-{seed}"
+        keep_student(cell.config, prepared, model, place, seed, alone_of(fitted, number))
+    state.unlink(missing_ok=True)
+    return {
+        "seconds": round(fitted.seconds, 3),
+        "students_per_minute": round(60 * len(models) / max(fitted.seconds, 1e-9), 2),
+        "stacked": not alone,
+    }
+
+
+def alone_of(fitted: Fitted, number: int) -> Fitted:
+    """What a fit of several members did to one of them, as a fit of it alone would say."""
+    history = [{k: v[number] if isinstance(v, list) else v for k, v in record.items()} for record in fitted.history]
+    scores = [(record["accuracy"], -record["nll"]) for record in history if "accuracy" in record]
+    figures = {k: v for k, v in history[fitted.kept_epoch].items() if k in ("accuracy", "nll")}
+    best = scores.index(max(scores)) if scores else fitted.best_epoch
+    return replace(fitted, history=history, best_epoch=best, figures=figures)
+
+
+def _row(cell: Cell, cohort: Cohort, folder: Path) -> dict[str, Any]:
+    """A cell's line of the table: its options, and mean and standard deviation over the seeds."""
+    found = read_finished(folder / cell.key, RECORD, cohort.identity(cell), overwrite=True)
+    seeds = [] if found is None else found["seeds"]
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in cell.options.items()}
+    row: dict[str, Any] = {"cell": cell.key, "options": options, "identity": cohort.identity(cell), "seeds": len(seeds)}
+    for figure in ("accuracy", "nll"):
+        values = [seed[figure] for seed in seeds if figure in seed]
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            row[figure] = {"mean": statistics.mean(values), "s": spread}
+    return row
+
+
+def _best_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By validation accuracy, then likelihood; in the order of the grid where neither is there."""
+    if not all("accuracy" in row for row in rows):
+        return rows
+    return sorted(rows, key=lambda row: (-row["accuracy"]["mean"], row["nll"]["mean"]))
+
+
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The cells as text for people, a line each."""
+    names = list(cells[0]["options"])
+    lines = [[*names, "seeds", "accuracy", "s", "nll", "s"]]
+    for cell in cells:
+        options = (cell["options"][name] for name in names)
+        said = [plain_value(tuple(value) if isinstance(value, list) else value) for value in options]
+        figures = [_figure(cell.get(figure, {}).get(of)) for figure in ("accuracy", "nll") for of in ("mean", "s")]
+        lines.append([*said, str(cell["seeds"]), *figures])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
