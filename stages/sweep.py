@@ -1,8 +1,8 @@
-"""Train students for every combination of some options, many at once, from one pass over the cached stream.
+"""Train students for every combination of some options, many at once.
 
-Students that differ only in what they minimise (temperature, alpha, beta, loss) are trained together. Each is kept as a
-run of train, and equals that run up to rounding; with dropout, it draws other masks. A sweep that was interrupted goes
-on where it stopped when the same command is run again.
+Students that differ only in what they minimise (temperature, alpha, beta, loss) are trained together, from one pass
+over the cached stream. Each is kept as a run of train, and equals that run up to rounding; with dropout, it draws other
+masks. A sweep that was interrupted goes on where it stopped when the same command is run again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models alike, their weights stacked: one batched forward pass for all of them, one optimiser for all of their weights.
+"""Models alike, their weights stacked: one batched forward pass and one optimiser for all of them.
 
 A small model's step is mostly the cost of starting its operations, which n stacked models pay once.
 """

@@ -1,4 +1,4 @@
-"""Train the students of a grid of options, many at once: those that differ in what they minimise see each batch together.
+"""Train the students of a grid, many at once: those that differ in what they minimise see each batch together.
 
 Each is kept as a run of train. It equals that run up to rounding: same initial weights, order, steps and learning
 rate. Dropout alone draws other masks.
@@ -302,7 +302,8 @@ def _row(cell: Cell, cohort: Cohort, folder: Path) -> dict[str, Any]:
     """A cell's line of the table: its options, and mean and standard deviation over the seeds."""
     found = read_finished(folder / cell.key, RECORD, cohort.identity(cell), overwrite=True)
     seeds = [] if found is None else found["seeds"]
-    options = {name: list(value) if isinstance(value, tuple) else value for name, value in cell.options.items()}
+    plain = cell.config.as_dict()
+    options = {name: plain[name] for name in cell.options}
     row: dict[str, Any] = {"cell": cell.key, "options": options, "identity": cohort.identity(cell), "seeds": len(seeds)}
     for figure in ("accuracy", "nll"):
         values = [seed[figure] for seed in seeds if figure in seed]
