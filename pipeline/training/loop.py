@@ -61,6 +61,14 @@ class Fitted:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+class DivergedError(ModelError):
+    """Loss or outputs are no longer finite; ``members``: whose, where several models were trained as one."""
+
+    def __init__(self, text: str, members: tuple[int, ...]) -> None:
+        super().__init__(text)
+        self.members = members
+
+
 StepHook = Callable[[int, Tensor], None]
 
 
@@ -82,8 +90,8 @@ def fit(
     them, and rank 0 saves. ``state`` is where the training state is saved and looked for. ``on_step(step, loss)`` is
     called after each optimiser step with the loss it took, a scalar.
 
-    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once the step in hand is done and the state is saved; ModelError
-    when the loss is no longer finite.
+    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once the step in hand is done and the state is saved;
+    DivergedError, a ModelError, when the loss is no longer finite.
     """
     fitting = _Fit(model, task, recipe, seed, state, progress or Silent(), on_step, ranks)
     try:
@@ -295,10 +303,12 @@ class _Fit:
                 position.best, position.best_epoch = score, position.epoch
                 if self.recipe.keep == "best":
                     self.best = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
-        if not all(np.isfinite(value).all() for value in record.values()):
-            raise ModelError(
+        finite = np.logical_and.reduce(np.broadcast_arrays(*(np.isfinite(value) for value in record.values())))
+        if not finite.all():
+            raise DivergedError(
                 f"{description}: loss or outputs were no longer finite in epoch {position.epoch + 1}. Lower --lr "
-                f"(found {self.recipe.lr:g}), or look at the inputs"
+                f"(found {self.recipe.lr:g}), or look at the inputs",
+                tuple(np.flatnonzero(~finite).tolist()),
             )
         position.history.append(record)
         self.losses = Tally()

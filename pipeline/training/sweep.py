@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.devices import torchrun_rank
-from pipeline.errors import ConfigError, SoftlabelsError, some
+from pipeline.errors import ConfigError, ModelError, SoftlabelsError, some
 from pipeline.identity import digest, short
 from pipeline.models import check_model
 from pipeline.outputs import json_bytes, read_finished, write_beside
@@ -23,7 +23,7 @@ from pipeline.sources.mixing import OF_PROBABILITIES
 from pipeline.training.cohort import together
 from pipeline.training.config import TrainConfig
 from pipeline.training.grid import Cell, SweepConfig, plain_value
-from pipeline.training.loop import Fitted, fit
+from pipeline.training.loop import DivergedError, Fitted, fit
 from pipeline.training.preparation import Prepared, prepare
 from pipeline.training.recipe import OUTCOME_FREE, outcome_options
 from pipeline.training.shared import Shared
@@ -269,15 +269,13 @@ def _one_seed(
         progress.log(f"{name}: the {len(models)} students run one after another in each step: {alone}")
     goal = Shared(tuple(cell.config.objective for cell in cohort.cells))
     state = folder / f".cohort-{digest(cohort.lineage['cohort'])[:12]}-{seed}" / STATE
-    fitted = fit(
-        members,
-        replace(task, objective=goal),
-        cohort.first,
-        seed=seed,
-        state=state,
-        progress=progress,
-        description=f"{name}, {len(models)} student{'s' * (len(models) > 1)}",
-    )
+    description = f"{name}, {len(models)} student{'s' * (len(models) > 1)}"
+    own = replace(task, objective=goal)
+    try:
+        fitted = fit(members, own, cohort.first, seed=seed, state=state, progress=progress, description=description)
+    except DivergedError as error:
+        lost = [cohort.cells[number].key for number in error.members]
+        raise ModelError(f"{error}. That is so for {some(lost, 5)}: without them the others can be trained") from error
     for number, (cell, model) in enumerate(zip(cohort.cells, members.members(), strict=True)):
         place = folder / cell.key / f"seed-{seed}"
         keep_student(cell.config, prepared, model, place, seed, alone_of(fitted, number))
