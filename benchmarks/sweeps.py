@@ -33,9 +33,29 @@ def run(settings: Settings) -> Table:
     weights = settings.scratch / "teacher.safetensors"
     dump(DumpConfig(data="digits", teacher="mlp-64", weights=weights, out=cache, device="cpu"))
     epochs, rounds = settings.pick(5, 1), settings.pick(5, 1)
-    config = TrainConfig(
-        data="digits", cache=str(cache), student=STUDENT, out=settings.scratch / "run", epochs=epochs, device="cpu"
+    base = {"data": "digits", "cache": str(cache), "student": STUDENT, "device": "cpu", "threads": 1}
+    config = TrainConfig(out=settings.scratch / "run", epochs=epochs, **base)
+    threads = torch.get_num_threads()
+    try:
+        rows = measure(config, settings, rounds)
+    finally:
+        torch.set_num_threads(threads)
+    return Table(
+        "Sweeps",
+        rows,
+        (
+            f"Both sides call the same `fit` on labels and inputs kept in memory, batches of {config.batch_size}, with "
+            f"validation each epoch; one thread of torch, which is fastest for either side. A cohort is made, compared with its "
+            "members and taken apart again in its time. A teacher with random weights gave the labels: figures of "
+            "speed alone.",
+            f"Students differ in temperature ({', '.join(f'{t:g}' for t in TEMPERATURES)}) and alpha "
+            f"({', '.join(f'{a:g}' for a in ALPHAS)}); 64 of them in the loss too ({', '.join(LOSSES)}).",
+        ),
     )
+
+
+def measure(config: TrainConfig, settings: Settings, rounds: int) -> list[Row]:
+    """A row for 16 students, and one for 64."""
     prepared = prepare(config)
     rows: list[Row] = []
     for losses in (LOSSES[:1], LOSSES):
@@ -47,22 +67,11 @@ def run(settings: Settings) -> Table:
         contenders = {"together": as_one(config, prepared, goals), "alone": one_by_one(config, prepared, goals)}
         times = in_turn(contenders, rounds)
         faster, count = ratio(times["alone"], times["together"]), len(goals)
-        on = f"{count} {STUDENT}, digits, {epochs} epochs"
+        on = f"{count} {STUDENT}, digits, {config.epochs} epochs"
         per_minute = {name: 60 * rate(count, each) for name, each in times.items()}
         said = f"{faster}; {per_minute['together']:,.0f} against {per_minute['alone']:,.0f} students a minute"
         rows.append(Row("one after another / as one cohort, time", on, said))
-    return Table(
-        "Sweeps",
-        rows,
-        (
-            f"Both sides call the same `fit` on labels and inputs kept in memory, batches of {config.batch_size}, with "
-            f"validation each epoch; {torch.get_num_threads()} threads of torch. A cohort is made, compared with its "
-            "members and taken apart again in its time. A teacher with random weights gave the labels: figures of "
-            "speed alone.",
-            f"Students differ in temperature ({', '.join(f'{t:g}' for t in TEMPERATURES)}) and alpha "
-            f"({', '.join(f'{a:g}' for a in ALPHAS)}); 64 of them in the loss too ({', '.join(LOSSES)}).",
-        ),
-    )
+    return rows
 
 
 def as_one(config: TrainConfig, prepared: Prepared, goals: Sequence[Objective]) -> Callable[[], float]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import first_line
 from pipeline.models import evaluating, logits_of
@@ -110,10 +109,24 @@ def together(models: Sequence[nn.Module], example: Tensor) -> tuple[Members, str
 
 
 def _operations(model: nn.Module, example: Tensor) -> int:
-    """Floating-point operations of a forward pass in matrix products and convolutions."""
-    with FlopCounterMode(display=False) as counter, evaluating(model), torch.no_grad():
-        model(example)
-    return int(counter.get_total_flops())
+    """Floating-point operations of a forward pass in linear layers and convolutions, where nearly all of them are."""
+    counts: list[int] = []
+
+    def count(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        # The first axis of a weight has the channels that come out, of a transposed convolution those that go in.
+        side = given[0] if getattr(layer, "transposed", False) else output
+        counts.append(2 * weight.numel() * (side.numel() // weight.shape[0]))
+
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(counts)
 
 
 def _difference(cohort: Cohort, models: Sequence[nn.Module], example: Tensor) -> str:

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import build_model
 from pipeline.softlabels import Dense, Opinion, Opinions, TopK
 from pipeline.training import Objective, Recipe, TrainConfig, fit, prepare
-from pipeline.training.cohort import CPU_OPERATIONS, Cohort, together
+from pipeline.training.cohort import CPU_OPERATIONS, Cohort, _operations, together
 from pipeline.training.hints import Hints
 from pipeline.training.members import Members, Team
 from pipeline.training.objective import Batch, Output
@@ -149,6 +149,14 @@ def test_small_models_are_stacked_as_they_are(name: str) -> None:
         equal_states(one, other)
     members, why = together(models("cnn-4", dropout=0.3), torch.randn(1, *SHAPE))
     assert isinstance(members, Cohort) and not why
+
+
+def test_operations_are_those_of_the_layers() -> None:
+    """Twice the products of an input and a weight, by hand, for one example."""
+    made = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, stride=2), nn.ConvTranspose2d(4, 2, 2), nn.Flatten())
+    made.append(nn.Linear(32, 3))
+    assert _operations(made, torch.randn(1, *SHAPE)) == 2 * (9 * 4 * 9 + 9 * 4 * 2 * 4 + 96)
+    assert _operations(models("mlp-4", 1)[0], torch.randn(1, *SHAPE)) == 2 * (36 * 4 + 4 * 3)
 
 
 # The objective.
