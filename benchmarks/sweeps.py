@@ -45,7 +45,7 @@ def run(settings: Settings) -> Table:
         rows,
         (
             f"Both sides call the same `fit` on labels and inputs kept in memory, batches of {config.batch_size}, with "
-            f"validation each epoch; one thread of torch, which is fastest for either side. A cohort is made, compared with its "
+            f"validation each epoch; one thread of torch, the fastest for either. A cohort is made, compared with its "
             "members and taken apart again in its time. A teacher with random weights gave the labels: figures of "
             "speed alone.",
             f"Students differ in temperature ({', '.join(f'{t:g}' for t in TEMPERATURES)}) and alpha "

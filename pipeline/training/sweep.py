@@ -52,7 +52,7 @@ OF_STUDENT = frozenset(
 
 
 @dataclass(frozen=True)
-class Cohort:
+class Group:
     """Cells that are trained together, with the lineage of each as its record has it."""
 
     cells: tuple[Cell, ...]
@@ -149,7 +149,7 @@ def run(config: SweepConfig, progress: Progress | None = None) -> SweepReport:
     return report
 
 
-def plan(config: SweepConfig, preparations: _Preparations, progress: Progress) -> list[Cohort]:
+def plan(config: SweepConfig, preparations: _Preparations, progress: Progress) -> list[Group]:
     """The cells in cohorts of at most ``at_once``, every one of them prepared once to see that it can be trained.
 
     Raises ConfigError with the problems of all cells; where all have one and the same, as it is.
@@ -175,7 +175,7 @@ def plan(config: SweepConfig, preparations: _Preparations, progress: Progress) -
         for start in range(0, len(cells), config.at_once):
             chosen = tuple(cells[start : start + config.at_once])
             others = digest([outcome_options(cell.config) for cell in chosen])
-            cohorts.append(Cohort(chosen, {**lineage, "cohort": {"students": len(chosen), "digest": others}}))
+            cohorts.append(Group(chosen, {**lineage, "cohort": {"students": len(chosen), "digest": others}}))
     return cohorts
 
 
@@ -237,7 +237,7 @@ def _of_preparation(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _train(cohort: Cohort, preparations: _Preparations, folder: Path, name: str, progress: Progress) -> dict[str, Any]:
+def _train(cohort: Group, preparations: _Preparations, folder: Path, name: str, progress: Progress) -> dict[str, Any]:
     """Train a cohort, seed by seed, and write the run of each of its cells; what the fits took."""
     timings: dict[str, Any] = {}
     identities = {cell.key: cohort.identity(cell) for cell in cohort.cells}
@@ -258,7 +258,7 @@ def _train(cohort: Cohort, preparations: _Preparations, folder: Path, name: str,
 
 
 def _one_seed(
-    cohort: Cohort, prepared: Prepared, folder: Path, seed: int, name: str, progress: Progress
+    cohort: Group, prepared: Prepared, folder: Path, seed: int, name: str, progress: Progress
 ) -> dict[str, Any]:
     """Train the students of one seed together, and keep each; what it took."""
     dataset, task = prepared.dataset, prepared.task
@@ -296,7 +296,7 @@ def alone_of(fitted: Fitted, number: int) -> Fitted:
     return replace(fitted, history=history, best_epoch=best, figures=figures)
 
 
-def _row(cell: Cell, cohort: Cohort, folder: Path) -> dict[str, Any]:
+def _row(cell: Cell, cohort: Group, folder: Path) -> dict[str, Any]:
     """A cell's line of the table: its options, and mean and standard deviation over the seeds."""
     found = read_finished(folder / cell.key, RECORD, cohort.identity(cell), overwrite=True)
     seeds = [] if found is None else found["seeds"]
