@@ -17,7 +17,7 @@ from pipeline.progress import Progress
 from pipeline.runs import Run
 from pipeline.sampler import Order
 from pipeline.training import TrainConfig, fit, prepare
-from pipeline.training.config import OF_HINTS, OF_SOFT_LABELS
+from pipeline.training.config import OF_HINTS, OF_PEERS, OF_SOFT_LABELS
 
 RECALIBRATION_BATCHES = 64
 
@@ -36,8 +36,10 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
         )
     for name in ("teacher", "transform"):
         run.reference(name)
-    # Hints go: what is left of a pruned layer no longer stands for what the layer was taught to give.
-    kept = {name: value for name, value in run.config.items() if name not in ("hints", *OF_HINTS)}
+    # Hints go: what is left of a pruned layer no longer stands for what the layer was taught to give. So do peers: the
+    # student alone is compressed.
+    gone = {"hints", *OF_HINTS, "peers", "peer", *OF_PEERS}
+    kept = {name: value for name, value in run.config.items() if name not in gone}
     options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()}
     options |= {
         "out": config.out,

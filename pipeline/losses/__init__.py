@@ -12,6 +12,7 @@ from pipeline.losses.divergences import (
 from pipeline.losses.features import FEATURE_LOSSES, FeatureLoss
 from pipeline.losses.hints import hint_loss
 from pipeline.losses.partial import opinions_loss
+from pipeline.losses.peers import gated_logits, mean_logits, mutual_loss, taught_loss
 from pipeline.losses.projection import Bridge, EmbeddingHeads, Projection, make_projection
 from pipeline.losses.relational import angle_relation_loss, distance_relation_loss, similarity_loss
 from pipeline.losses.relations import correlation_loss, decoupled_loss, standardised, standardised_labels
@@ -33,11 +34,14 @@ __all__ = [
     "decoupled_loss",
     "distance_relation_loss",
     "distillation_loss",
+    "gated_logits",
     "hard_loss",
     "hint_loss",
     "jensen_shannon_loss",
     "logit_regression_loss",
     "make_projection",
+    "mean_logits",
+    "mutual_loss",
     "opinions_loss",
     "reverse_kl_loss",
     "similarity_loss",
@@ -45,4 +49,5 @@ __all__ = [
     "skewed_reverse_kl_loss",
     "standardised",
     "standardised_labels",
+    "taught_loss",
 ]

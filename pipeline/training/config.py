@@ -16,9 +16,10 @@ from pipeline.sources.matching import MISSING
 from pipeline.sources.mixing import MIXES, OF_PROBABILITIES, check_weights
 from pipeline.sources.panel import FOREIGN, SEPARATE
 from pipeline.store.copies import DEFAULT_BYTES
+from pipeline.training.exchange import EXCHANGES, Exchange
 from pipeline.training.hints import Hints, parse_hints
 from pipeline.training.labels import parse_labels
-from pipeline.training.objective import Objective
+from pipeline.training.objective import Goal, Objective
 from pipeline.training.ranks import PARALLEL
 from pipeline.training.recipe import Recipe
 
@@ -28,6 +29,8 @@ OF_SOFT_LABELS = ("loss", "loss_args", "standardise")
 """Options that say how soft labels are learnt, and nothing where there are none."""
 OF_HINTS = ("hint_loss", "hint_weight", "hint_epochs", "hints_in_turn")
 """Options that say how hints are learnt, and nothing where there are none."""
+OF_PEERS = ("exchange", "peer_weight")
+"""Options that say how peers learn from each other, and nothing where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,17 @@ class TrainConfig(Recipe):
         0, "first epochs, which learn hints alone; the others then learn labels alone. 0 learns both throughout"
     )
     hints_in_turn: bool = option(False, "layer by layer: each of several hints has its share of --hint-epochs")
+    peers: int = option(0, "students of this kind that learn from each other at once, 2 or more; the first is kept")
+    peer: tuple[str, ...] = option(
+        (), "another model that learns beside the student, and is kept as a peer", metavar="REF"
+    )
+    exchange: str = option(
+        "mutual",
+        "how peers learn from each other, at --temperature: mutual from each other, ensemble from a gated mean of all "
+        "their logits; online: the student alone, from each --peer as it learns from hard labels",
+        choices=EXCHANGES,
+    )
+    peer_weight: float = option(1.0, "weight of what peers learn from each other")
     train_views: str = option("plain", "views to train on, one per epoch in turn: plain, random, all, or the first N")
     label_view: str = option("own", "soft labels of a view: its own, or those of the plain view", choices=LABELS)
     transform: str | None = option(None, "random view, where no cache says it, or where the cache's is module:factory")
@@ -173,6 +187,16 @@ class TrainConfig(Recipe):
         )
 
     @property
+    def exchanging(self) -> bool:
+        """Whether the student learns beside peers."""
+        return bool(self.peers or self.peer)
+
+    @property
+    def goal(self) -> Goal:
+        """What ``fit`` minimises: the objective, or what peers make of it."""
+        return Exchange(self.objective, self.exchange, self.peer_weight) if self.exchanging else self.objective
+
+    @property
     def _hints(self) -> Hints | None:
         """What is learnt from features, defaults filled in."""
         if not self.hints:
@@ -186,6 +210,7 @@ class TrainConfig(Recipe):
         yield from self._loss_problems()
         yield from self._hint_problems()
         yield from self._mixture_problems()
+        yield from self._peer_problems()
         yield from self.below(seeds=1, cache_bytes=0, hint_epochs=0)
         if not 0 < self.labelled_fraction <= 1:
             yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
@@ -239,6 +264,29 @@ class TrainConfig(Recipe):
             yield f"--hints-in-turn gives each hint epochs of its own: --hint-epochs of {len(pairs)} or more"
         if self.hints_in_turn and len(pairs) == 1:
             yield "--hints-in-turn is for several --hints"
+
+    def _peer_problems(self) -> Iterator[str]:
+        if self.peers and self.peers < 2:
+            yield f"--peers should be 2 or more students, or 0 for one that learns alone; found {self.peers}"
+        if not self.exchanging:
+            for flag in self._given(*OF_PEERS):
+                yield f"{flag} is of peers, and there are none: name some, --peers N or --peer REF"
+            return
+        whose = "--peers" if self.peers else "--peer"
+        if not 0 < self.peer_weight < math.inf:
+            yield f"--peer-weight should be above 0; found {self.peer_weight}"
+        if self.exchange == "online" and self.peers:
+            yield "--exchange online has one student, which learns from each --peer: leave out --peers"
+        if self.exchange != "mutual" and self._weights[1] == 0:
+            yield f"--exchange {self.exchange} needs a hard term: --alpha below 1, or --beta"
+        if self.keep == "best" or self.patience:
+            yield f"{whose}: of several students none is the one to choose by. Leave out --keep best and --patience"
+        if self.parallel == "fsdp":
+            yield f"--parallel fsdp shares the weights of a student alone: {whose} needs ddp"
+        if self.compile:
+            yield f"--compile is of a student alone: leave it out with {whose}"
+        if self.hints:
+            yield f"--hints are learnt by a student alone: leave them out with {whose}"
 
     def _label_problems(self) -> Iterator[str]:
         alpha, beta = self._weights

@@ -25,6 +25,7 @@ from pipeline.identity import digest, view_seed
 from pipeline.models import logits_of
 from pipeline.progress import Bar, Progress, Silent
 from pipeline.sampler import Order
+from pipeline.training.exchange import Exchange
 from pipeline.training.hinted import Hinted
 from pipeline.training.interruption import Interruption
 from pipeline.training.members import Members
@@ -46,8 +47,8 @@ VALIDATION_BATCHES = 4
 class Fitted:
     """What a fit did; the model itself holds the weights that were asked for.
 
-    ``history`` has per finished epoch: epoch, view, lr (of its last step), loss and those of hard, soft and hints that
-    counted in it (means per example, unweighted, 0 for an example without), accuracy and nll on validation.
+    ``history`` has per finished epoch: epoch, view, lr (of its last step), loss and those of hard, soft, hints and
+    peers that counted in it (means per example, unweighted, 0 for an example without), accuracy and nll on validation.
     ``best_epoch`` is best on validation, ``kept_epoch`` the one whose weights were kept. ``seconds`` are of this
     process.
     """
@@ -294,6 +295,7 @@ class _Fit:
         }
         objective = self.task.objective.at(position.epoch)
         used = {"hard": objective.beta, "soft": objective.alpha, "hints": objective.hints is not None}
+        used["peers"] = isinstance(objective, Exchange)
         record |= {name: _plain(sums[name] / self.visits) for name, weight in used.items() if weight}
         if len(self.task.validation):
             record["accuracy"], record["nll"] = (_plain(figure) for figure in self._validate())

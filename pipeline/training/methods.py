@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.losses import FEATURE_LOSSES, LOSSES, ResponseLoss
 
 DENSE, ANY, HARD = "dense", "dense, top-k", "none"
+EITHER = "none, or any"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Method:
 
 def methods() -> tuple[Method, ...]:
     """Every named method, family by family."""
-    return (*_responses(), *_features(), *_BASELINES, *_SEVERAL, *_DATA)
+    return (*_responses(), *_features(), *_BASELINES, *_SEVERAL, *_TOGETHER, *_DATA)
 
 
 def table() -> str:
@@ -108,6 +109,28 @@ _SEVERAL = (
         "--labels A --labels B --mix losses",
         ANY,
         "Vongkulbhisal et al. 2019; Hinton et al. 2015, section 5",
+    ),
+)
+_TOGETHER = (
+    Method(
+        "collaborative", "mutual learning of equals", "--peers 2 --temperature 1", EITHER, "Zhang et al. 2018 (DML)"
+    ),
+    Method(
+        "collaborative", "mutual learning of other kinds", "--peer cnn-16 --temperature 1", EITHER, "Zhang et al. 2018"
+    ),
+    Method(
+        "collaborative",
+        "their gated ensemble teaches each",
+        "--peers 4 --exchange ensemble --temperature 3",
+        EITHER,
+        "after Lan et al. 2018 (ONE)",
+    ),
+    Method(
+        "online",
+        "from a teacher still in training",
+        "--peer cnn-16 --exchange online",
+        EITHER,
+        "after Ren et al. 2021 (without features)",
     ),
 )
 _DATA = (

@@ -24,13 +24,14 @@ from pipeline.training.hints import Hints
 class Terms(NamedTuple):
     """Sums over the rows of a batch: the objective, and its unweighted terms (None: not used).
 
-    Scalars; where n members are trained as one, (n,) each.
+    Scalars; where n members are trained as one, (n,) each. ``peers``: of members that learn from each other.
     """
 
     total: Tensor
     hard: Tensor | None
     soft: Tensor | None
     hints: Tensor | None
+    peers: Tensor | None = None
 
 
 class Output(NamedTuple):

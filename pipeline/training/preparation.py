@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,7 @@ def prepare(config: TrainConfig) -> Prepared:
         positions = np.searchsorted(rows, visits) if len(rows) else visits
         blocks = blocks_of(visits, positions // (config.block or DEFAULT_BLOCK))
     task = make_task(dataset, views, blocks, hard, config, device, train_views=train_views, source=source, hints=hints)
+    task = replace(task, objective=config.goal)
     lineage = {
         **data_lineage(dataset),
         **({"cache": None, "teacher": teacher} if learnt is None else learnt.lineage(config)),

@@ -17,10 +17,14 @@ OUTCOME_FREE = frozenset(
 ADDRESSES = frozenset({"cache", "labels", "mix", "foreign", "classes", "weights"})
 """Options that say where something lies, how it is mixed, or which classes of the data. All count in the lineage."""
 
+LATER: dict[str, Any] = {"peers": 0, "peer": [], "exchange": "mutual", "peer_weight": 1.0}
+"""Options that came when there were runs without them, with their defaults: those runs keep their identity."""
+
 
 def outcome_options(config: Config) -> dict[str, Any]:
     """The options of a training run that decide its outcome, as JSON values."""
-    return {k: v for k, v in config.as_dict().items() if k not in OUTCOME_FREE | ADDRESSES}
+    given = {k: v for k, v in config.as_dict().items() if k not in OUTCOME_FREE | ADDRESSES}
+    return {k: v for k, v in given.items() if k not in LATER or v != LATER[k]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Fitted, fit
+from pipeline.training.peers import Peers, best_epoch, peer_records, save_peers, with_peers
 from pipeline.training.preparation import Prepared, prepare
 from pipeline.training.ranks import Ranks
 from pipeline.training.recipe import Recipe, outcome_options
@@ -89,7 +90,7 @@ def _follow(config: TrainConfig, prepared: Prepared, ranks: Ranks) -> TrainRepor
     folder, seeds = ranks.told(None)
     for seed in seeds:
         state = Path(folder) / f"seed-{seed}" / STATE
-        fit(initial_student(config, prepared.dataset, seed), prepared.task, config, seed=seed, state=state, ranks=ranks)
+        fit(_learner(config, prepared.dataset, seed), prepared.task, config, seed=seed, state=state, ranks=ranks)
     who = {**environment(prepared.task.device), "rank": ranks.rank, "ranks": ranks.world}
     return TrainReport(str(config.out), run_identity(config, prepared.lineage), [], prepared.lineage, environment=who)
 
@@ -192,8 +193,9 @@ def _one_seed(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train one student into ``folder``; its record, and what it took."""
     dataset = prepared.dataset
-    model = initial_student(config, dataset, seed)
-    check_model(model, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])
+    model = _learner(config, dataset, seed)
+    student = model.models[0] if isinstance(model, Peers) else model
+    check_model(student, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])
     try:
         record, timing = _train(config, prepared, model, folder, seed, ranks, progress)
     except DiskFullError as error:
@@ -216,7 +218,7 @@ def _train(
     ranks: Ranks,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train ``model`` and keep it in ``folder``; its record, and what it took."""
+    """Train ``model``, a student or one with its peers, and keep it in ``folder``; its record, and what it took."""
     name = f"{Path(config.out).name}, seed {seed}"
     state = folder / STATE
     fitted = fit(model, prepared.task, config, seed=seed, state=state, progress=progress, description=name, ranks=ranks)
@@ -229,21 +231,33 @@ def _train(
 def keep_student(
     config: TrainConfig, prepared: Prepared, model: nn.Module, folder: Path, seed: int, fitted: Fitted
 ) -> dict[str, Any]:
-    """Write a trained student to ``folder``, and its record last, so that ``finished_seed`` finds it; the record."""
+    """Write a trained student to ``folder``, with its peers where ``model`` holds them too; the record of it.
+
+    That is written last, so that ``finished_seed`` finds it.
+    """
+    student = model.models[0] if isinstance(model, Peers) else model
     record = {
         "seed": seed,
         "epochs": len(fitted.history),
         "best_epoch": fitted.best_epoch,
         "kept_epoch": fitted.kept_epoch,
         "steps": fitted.steps,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "state": state_digest(model),
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "state": state_digest(student),
         "loss": fitted.history[-1]["loss"],
         **fitted.figures,
     }
-    arguments = parse_arguments(config.student_args, "--student-args")
-    described = model_metadata(config.student, arguments, prepared.dataset)
-    save_model(folder, model, {**described, "seed": seed, "cache": prepared.lineage["cache"]}, fitted)
+    metadata = {
+        **model_metadata(config.student, parse_arguments(config.student_args, "--student-args"), prepared.dataset),
+        "seed": seed,
+        "cache": prepared.lineage["cache"],
+    }
+    save_model(folder, student, metadata, fitted)
+    if isinstance(model, Peers):
+        found = peer_records(model, config, prepared.task, fitted)
+        own = {key: found["peers"][0][key] for key in ("loss", "accuracy", "nll") if key in found["peers"][0]}
+        record |= {"best_epoch": best_epoch(fitted), **own, **found}
+        save_peers(folder, model, config, metadata)
     write_atomic(folder / SEED_RECORD, json_bytes({"identity": str(seed), "record": record}))
     return record
 
@@ -260,6 +274,12 @@ def initial_student(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Modu
     torch.manual_seed(seed)
     arguments = parse_arguments(config.student_args, "--student-args")
     return build_model(config.student, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
+
+
+def _learner(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Module:
+    """What is fitted: the student of one seed before its first step, with its peers where it has any."""
+    student = initial_student(config, dataset, seed)
+    return with_peers(student, config, dataset, seed) if config.exchanging else student
 
 
 def model_metadata(reference: str, arguments: dict[str, Any], dataset: Dataset) -> dict[str, Any]:

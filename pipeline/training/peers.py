@@ -1,0 +1,124 @@
+"""Students that learn from each other: made, told apart, and kept with what each of them came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.configuration import parse_arguments
+from pipeline.datasets import Dataset
+from pipeline.devices import autocast
+from pipeline.identity import view_seed
+from pipeline.losses import gated_logits, mean_logits
+from pipeline.models import build_model, check_model, save_weights, state_digest
+from pipeline.sampler import Order
+from pipeline.training.config import TrainConfig
+from pipeline.training.loop import VALIDATION_BATCHES, Fitted
+from pipeline.training.members import Team
+from pipeline.training.tally import exact_sum
+from pipeline.training.task import Task
+
+
+class Peers(Team):
+    """Models that learn from each other, the student first; with ``gated``, their ensemble as one member more.
+
+    The ensemble of n models has n weights of its own, equal at first. Lan et al. 2018 take them from features that all
+    branches share; these models share none.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], *, gated: bool = False) -> None:
+        super().__init__(models)
+        self.gate = nn.Parameter(torch.zeros(len(models))) if gated else None
+
+    @property
+    def count(self) -> int:
+        return len(self.models) + (self.gate is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, B, C), or (n + 1, B, C) with those of the ensemble last."""
+        logits = super().forward(x)
+        return logits if self.gate is None else torch.cat([logits, gated_logits(logits, self.gate)[None]])
+
+
+def with_peers(student: nn.Module, config: TrainConfig, dataset: Dataset, seed: int) -> Peers:
+    """``student``, which is left as it is, and its peers, checked; peer k has initial weights of (seed, k).
+
+    Raises ConfigError or ModelError for a model that does not exist or does not fit ``dataset``.
+    """
+    models = [student]
+    example = dataset.prepare(dataset.load(0))[None]
+    for number, (reference, arguments) in enumerate(references(config)[1:], start=1):
+        torch.manual_seed(view_seed(seed, "peer", number))
+        model = build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
+        check_model(model, classes=len(dataset.classes), example_input=example, whose=f"peer {number}, {reference},")
+        models.append(model)
+    return Peers(models, gated=config.exchange == "ensemble")
+
+
+def references(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
+    """The model of each peer and its arguments, the student's first."""
+    student = (config.student, parse_arguments(config.student_args, "--student-args"))
+    return [student] * max(config.peers, 1) + [(reference, {}) for reference in config.peer]
+
+
+def peer_records(peers: Peers, config: TrainConfig, task: Task, fitted: Fitted) -> dict[str, Any]:
+    """What a record says of the peers: figures on validation of each, of their mean probability, of their ensemble.
+
+    ``peers`` are evaluated once more, on ``task.device``, where there are validation rows. JSON values.
+    """
+    history = fitted.history
+    figures = _figures(peers, config, task) if len(task.validation) else []
+    named = ("accuracy", "nll")
+    records = [
+        {
+            "reference": reference,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "state": state_digest(model),
+            "loss": history[-1]["loss"][number],
+            **(dict(zip(named, figures[number], strict=True)) if figures else {}),
+        }
+        for number, ((reference, _), model) in enumerate(zip(references(config), peers.models, strict=True))
+    ]
+    found: dict[str, Any] = {"peers": records}
+    if figures:
+        found["mean_probability"] = dict(zip(named, figures[-1], strict=True))
+    if peers.gate is not None:
+        gated = dict(zip(named, figures[-2], strict=True)) if figures else {}
+        found["ensemble"] = {"weights": torch.softmax(peers.gate.detach(), dim=0).tolist(), **gated}
+    return found
+
+
+def _figures(peers: Peers, config: TrainConfig, task: Task) -> list[list[float]]:
+    """Accuracy and mean negative log-likelihood (nats) of each member, and last of the models' mean probability."""
+    order = Order((task.validation,), config.batch_size * VALIDATION_BATCHES, shuffle=False)
+    labels = torch.from_numpy(task.validation_labels)
+    found: list[Tensor] = []
+    for rows, x in zip(order.epoch(0), task.validation_inputs.stream(order, 0, 0, 0), strict=True):
+        with torch.no_grad(), autocast(task.device, config.precision):
+            logits = peers(x).float().cpu()
+        logits = torch.cat([logits, mean_logits(logits[: len(peers.models)], temperature=1.0)[None]])
+        expected = labels[torch.from_numpy(rows)].expand(logits.shape[:-1])
+        hits = (logits.argmax(dim=-1) == expected).sum(dim=1)
+        nll = functional.cross_entropy(logits.movedim(-1, 1), expected, reduction="none").sum(dim=1)
+        found.append(torch.stack([hits, nll], dim=1))
+    figures: list[list[float]] = (exact_sum(torch.stack(found)) / order.examples).tolist()
+    return figures
+
+
+def best_epoch(fitted: Fitted) -> int:
+    """The epoch in which the student itself, the first of the peers, was best on validation; -1 without one."""
+    scores = [(e["accuracy"][0], -e["nll"][0]) for e in fitted.history if "accuracy" in e]
+    return scores.index(max(scores)) if scores else -1
+
+
+def save_peers(folder: Path, peers: Peers, config: TrainConfig, metadata: dict[str, Any]) -> None:
+    """peer-1.safetensors and so on, all but the student; ``metadata`` is the student's."""
+    for number, (reference, arguments) in enumerate(references(config)):
+        if number:
+            own = metadata | {"reference": reference, "args": arguments, "peer": number}
+            save_weights(folder / f"peer-{number}.safetensors", peers.models[number], own)
