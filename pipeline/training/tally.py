@@ -19,7 +19,7 @@ class Tally:
     """Terms batch by batch; ``before`` are those of the same epoch that an earlier process saw, as ``tensor`` gave."""
 
     def __init__(self, before: Tensor | None = None) -> None:
-        self._done = [] if before is None else [before]
+        self._done = [] if before is None or not len(before) else [before]  # of no batch it has no members either
         self._open: Tensor | None = None
         self._used = 0
 
