@@ -224,7 +224,7 @@ def _with_labels_named(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def read_histories(run: Path) -> dict[int, list[dict[str, Any]]]:
-    """The epochs of each seed of a run, where they were recorded."""
+    """The epochs of each seed of a run, where they were recorded; of students that learnt together, the first one's."""
     found: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(run.glob("seed-*/history.json")):
         number = path.parent.name.removeprefix("seed-")
@@ -234,7 +234,7 @@ def read_histories(run: Path) -> dict[int, list[dict[str, Any]]]:
             epochs = None
         if not isinstance(epochs, list) or not all(isinstance(e, dict) for e in epochs) or not number.isdecimal():
             raise ConfigError(f"{path} should be the epochs of one seed, as `softlabels train` records them")
-        found[int(number)] = epochs
+        found[int(number)] = [{k: v[0] if isinstance(v, list) and v else v for k, v in e.items()} for e in epochs]
     return found
 
 

@@ -17,9 +17,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline import evaluation
+from pipeline.compression import CompressConfig
+from pipeline.compression.finetuning import training_config
 from pipeline.errors import ConfigError
+from pipeline.evaluation import EvaluateConfig
 from pipeline.losses import distillation_loss, hard_loss
 from pipeline.models import build_model, read_metadata
+from pipeline.report.reading import read_histories
+from pipeline.runs import read_run
 from pipeline.softlabels import Dense
 from pipeline.training import Objective, TrainConfig, fit, prepare, run
 from pipeline.training.exchange import Exchange
@@ -237,6 +243,17 @@ def test_runs_without_peers_keep_their_identity() -> None:
     assert not {"peers", "peer", "exchange", "peer_weight"} & outcome_options(alone).keys()
     assert outcome_options(together).keys() - outcome_options(alone).keys() == {"peers"}
     assert "exchange" in outcome_options(dataclasses.replace(together, exchange="ensemble"))
+
+
+def test_the_student_of_peers_is_measured_compressed_and_reported_as_any_other(config: Make, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(config(cached=False, peers=2, exchange="ensemble", epochs=2, out=out))
+    found = evaluation.run(EvaluateConfig(run=out, out=tmp_path / "evaluation", device="cpu"))
+    student = found.details["seeds"]["0"]["validation"]["accuracy"]
+    assert student == pytest.approx(json.loads((out / "run.json").read_text())["seeds"][0]["accuracy"])
+    alone = training_config(CompressConfig(runs=(out,), out=tmp_path / "c"), read_run(out))
+    assert not alone.exchanging and isinstance(alone.goal, Objective)
+    assert all(isinstance(epoch["accuracy"], float) for epoch in read_histories(out)[0])
 
 
 def train(home: Path, out: str, ranks: int, *options: str) -> str:
