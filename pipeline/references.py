@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, MissingDependencyError
 LIBRARIES = frozenset({"arrays", "images", "torchvision", "hf", "timm"})
 """Prefixes of references that name a file or a library's object, not people's own code."""
 
-WRAPPERS = frozenset({"munge"})
+WRAPPERS = frozenset({"munge", "hydra"})
 """Prefixes of references that name another reference."""
 
 

@@ -14,6 +14,7 @@ from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
 from pipeline.models import load_model
+from pipeline.models.hydra import PREFIX
 from pipeline.references import is_own_code
 from pipeline.transforms import BUILT_IN
 
@@ -51,8 +52,10 @@ class Run:
 
     def build(self, dataset: Dataset, seed: int) -> nn.Module:
         """The student of one seed, in eval mode, on the CPU."""
-        arguments = tuple(self.config.get("student_args") or ())
-        return build_student(self.reference("student"), arguments, self.weights[seed], dataset)
+        reference, arguments = self.reference("student"), tuple(self.config.get("student_args") or ())
+        if self.config.get("mix") == "heads":
+            reference, arguments = f"{PREFIX}:{reference}", (*arguments, f"heads={len(self.config['labels'])}")
+        return build_student(reference, arguments, self.weights[seed], dataset)
 
 
 def build_student(reference: str, arguments: tuple[str, ...], weights: Path, dataset: Dataset) -> nn.Module:

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.progress import Progress
 from pipeline.runs import Run
 from pipeline.sampler import Order
+from pipeline.sources.panel import HEADS
 from pipeline.training import TrainConfig, fit, prepare
 from pipeline.training.config import OF_HINTS, OF_PEERS, OF_SOFT_LABELS
 
@@ -52,6 +53,8 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
     options |= {"threads": config.threads, "device": config.device, "compile": False}
     if config.data is not None:
         options |= {"data": config.data, "data_args": config.data_args}
+    if config.cache is not None and options.get("mix") == HEADS:
+        raise ConfigError(f"{run.path} has a head for each of its caches, and learns from those: leave out --cache")
     if config.cache is not None:
         options |= {"cache": None if config.cache == "none" else config.cache, "labels": (), "mix": "probs"}
         options |= {"foreign": TrainConfig.foreign}

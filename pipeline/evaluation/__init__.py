@@ -28,6 +28,7 @@ from pipeline.evaluation.scoring import (
     torch_predictor,
 )
 from pipeline.evaluation.teachers import open_teachers
+from pipeline.evaluation.uncertainty import measured
 from pipeline.identity import digest
 from pipeline.metrics import Scores
 from pipeline.models import check_model
@@ -104,6 +105,11 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
             if split == config.split and teacher:
                 own = teacher_scores(teacher, dataset, rows_of[split], config.batch_size)
     details = describe(config, dataset, trained, models, found, own, teachers)
+    uncertainty = measured(
+        models, teachers, dataset, config.split, rows_of[config.split],
+        device=device, batch_size=config.batch_size, workers=config.workers,
+    )  # fmt: skip
+    details |= {} if uncertainty is None else {"uncertainty": uncertainty}
     report = EvaluateReport(str(config.out), summarise(details), details)
     with Workspace(config.out, digest({"stage": "evaluate", **config.as_dict()})) as space:
         space.clear()

@@ -14,6 +14,7 @@ from pipeline.datasets import Dataset
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.scoring import labelled_rows
 from pipeline.evaluation.teachers import Teachers
+from pipeline.evaluation.uncertainty import averaged
 from pipeline.identity import digest
 from pipeline.metrics import Scores
 from pipeline.runs import Run, parameter_count
@@ -107,6 +108,7 @@ def summarise(details: Mapping[str, Any]) -> dict[str, Any]:
         "omitted_class_accuracy": mean("omitted_class_accuracy"),
         "parameters": details["parameters"],
         "seeds": len(seeds),
+        **averaged(details.get("uncertainty")),
     }
     return {key: value for key, value in flat.items() if value is not None}
 

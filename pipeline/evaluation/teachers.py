@@ -15,7 +15,7 @@ from pipeline.evaluation.scoring import TeacherLabels, teacher_labels
 from pipeline.runs import Run
 from pipeline.softlabels import Dense, SoftLabels
 from pipeline.sources.mixing import mixed
-from pipeline.sources.panel import SEPARATE
+from pipeline.sources.panel import APART
 from pipeline.store import Cache, open_cache
 from pipeline.training.labels import parse_labels
 
@@ -68,12 +68,12 @@ def open_teachers(address: str | None, trained: Run | None) -> Teachers | None:
     """The cache named, or those that the run learnt from; None for ``none`` or where there is none.
 
     No hard label takes part in what teachers say of held-out examples: ``correct`` is the mean of all of them here, and
-    so are caches with a loss each (weighted KL divergences are least at the mean of the probabilities).
+    so are caches with a loss or a head each (weighted KL divergences are least at the mean of the probabilities).
     """
     if address is None and trained is not None:
         address = trained.config.get("cache")
         if address is None and (pairs := parse_labels([str(text) for text in trained.config.get("labels") or ()])):
             caches = tuple(open_cache(place) for place, _ in pairs)
             mix = str(trained.config.get("mix", "probs"))
-            return Teachers(caches, tuple(w for _, w in pairs), "probs" if mix == SEPARATE else mix)
+            return Teachers(caches, tuple(w for _, w in pairs), "probs" if mix in APART else mix)
     return None if address in (None, "", "none") else Teachers((open_cache(str(address)),))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pipeline.models.building import build_model, untrained
 from pipeline.models.checks import check_class_names, check_model, evaluating, frozen, logits_of
 from pipeline.models.features import FeatureTap, parse_features
+from pipeline.models.hydra import Hydra
 from pipeline.models.loading import load_model
 from pipeline.models.weights import load_weights, read_metadata, save_weights, state_digest
 
 __all__ = [
     "FeatureTap",
+    "Hydra",
     "build_model",
     "check_class_names",
     "check_model",

@@ -11,9 +11,10 @@ from torch import nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.builtin import FAMILIES
 from pipeline.models.external import timm_model, transformers_model
+from pipeline.models.hydra import PREFIX, Hydra
 from pipeline.references import call, resolve
 
-CHOICES = "cnn-WIDTH, mlp-WIDTH, timm:NAME, hf:PATH or module:factory"
+CHOICES = "cnn-WIDTH, mlp-WIDTH, timm:NAME, hf:PATH, hydra:MODEL or module:factory"
 
 
 def build_model(
@@ -39,11 +40,21 @@ def build_model(
     source, colon, rest = reference.partition(":")
     if not colon or not rest:
         raise ConfigError(f"a model should be {CHOICES}; found {reference!r}")
+    if source == PREFIX:
+        return _with_heads(rest, given, classes, tuple(input_shape))
     if source == "timm":
         return timm_model(rest, given, classes=classes, input_shape=tuple(input_shape))
     if source == "hf":
         return transformers_model(rest, given, classes=classes)
     return _own(reference, given, classes, tuple(input_shape))
+
+
+def _with_heads(reference: str, arguments: dict[str, Any], classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """``hydra:MODEL`` with ``heads=M`` among the arguments; the others are the model's."""
+    heads = arguments.pop("heads", None)
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise ConfigError(f"{PREFIX}:{reference} needs a number of heads of 1 or more (heads=3); found {heads!r}")
+    return Hydra(build_model(reference, arguments, classes=classes, input_shape=input_shape), heads, classes)
 
 
 def _own(reference: str, arguments: Mapping[str, Any], classes: int, input_shape: tuple[int, ...]) -> nn.Module:

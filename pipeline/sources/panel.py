@@ -19,6 +19,9 @@ from pipeline.sources.together import agree, open_streams
 
 SEPARATE = "losses"
 """The name of what a panel does, among the rules of ``mixing.MIXES``."""
+HEADS = "heads"
+"""The same for a student with a head for each teacher, all of whom know all classes."""
+APART = (SEPARATE, HEADS)
 
 FOREIGN = ("skip", "keep")
 

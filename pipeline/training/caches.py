@@ -24,7 +24,7 @@ from pipeline.sources import (
     match,
     replay_views,
 )
-from pipeline.sources.panel import SEPARATE
+from pipeline.sources.panel import APART
 from pipeline.sources.replay import recorded_views
 from pipeline.sources.windows import PartTable
 from pipeline.store import Cache, open_cache
@@ -113,7 +113,7 @@ def open_caches(config: TrainConfig, dataset: Dataset, device: torch.device) -> 
     alpha = config.objective.alpha
     own = config.label_view == "own" and bool(alpha or config.hints)
     check_mixable(caches, config, dataset)
-    apart = config.mix == SEPARATE
+    apart = config.mix in APART
     for cache in caches if alpha else ():
         _check_served(cache, config)
     matchings = [match(caches[0], dataset, "train", config.missing, partly=True)]

@@ -6,17 +6,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.configuration import REQUIRED, option, parse_arguments
 from pipeline.errors import ConfigError
 from pipeline.losses import FEATURE_LOSSES, LOSSES
 from pipeline.models import untrained
+from pipeline.models.hydra import PREFIX
 from pipeline.sources.cached import LABELS, RESIDENT
 from pipeline.sources.matching import MISSING
 from pipeline.sources.mixing import MIXES, OF_PROBABILITIES, check_weights
-from pipeline.sources.panel import FOREIGN, SEPARATE
+from pipeline.sources.panel import APART, FOREIGN, HEADS
 from pipeline.store.copies import DEFAULT_BYTES
 from pipeline.training.exchange import EXCHANGES, Exchange
+from pipeline.training.heads import HeadsObjective
 from pipeline.training.hints import Hints, parse_hints
 from pipeline.training.labels import parse_labels
 from pipeline.training.objective import Goal, Objective
@@ -60,8 +63,8 @@ class TrainConfig(Recipe):
         "how several --labels become one: probs and logits average their probabilities at --temperature or their "
         "centred logits; confident takes for each example the surest; correct averages for each example the "
         "probabilities of those that have its hard label right, of all where none has; losses has a loss for each, "
-        "which caches that know some of the classes need",
-        choices=(*MIXES, SEPARATE),
+        "which caches that know some of the classes need; heads has a loss for each too, of a head of its own",
+        choices=(*MIXES, *APART),
     )
     foreign: str = option(
         "skip",
@@ -193,8 +196,18 @@ class TrainConfig(Recipe):
 
     @property
     def goal(self) -> Goal:
-        """What ``fit`` minimises: the objective, or what peers make of it."""
+        """What ``fit`` minimises: the objective, or what heads or peers make of it."""
+        if self.mix == HEADS:
+            return HeadsObjective(**vars(self.objective))
         return Exchange(self.objective, self.exchange, self.peer_weight) if self.exchanging else self.objective
+
+    @property
+    def model(self) -> tuple[str, dict[str, Any]]:
+        """The student's reference and arguments, as ``build_model`` takes them."""
+        arguments = parse_arguments(self.student_args, "--student-args")
+        if self.mix == HEADS:
+            return f"{PREFIX}:{self.student}", {**arguments, "heads": len(self.labels)}
+        return self.student, arguments
 
     @property
     def _hints(self) -> Hints | None:
@@ -340,6 +353,12 @@ class TrainConfig(Recipe):
                 check_weights(self.mix, weights)
             except ConfigError as error:
                 yield from (f"--mix {problem}" for problem in error.problems)
+        if self.student.partition(":")[0] == PREFIX:
+            yield f"--student {self.student}: heads are made by --mix heads, one for each of several --labels"
+        if self.mix == HEADS and self._weights[0] == 0:
+            yield "--mix heads needs soft labels, which weigh nothing: --alpha above 0"
+        if self.mix == HEADS and self.exchanging:
+            yield "--mix heads is of a student alone: leave out --peers and --peer"
         averaged = mixed and self.mix in OF_PROBABILITIES
         instead = "use --mix logits, confident or losses for several --labels"
         if averaged and self.standardise:

@@ -24,7 +24,7 @@ class Method:
 
 def methods() -> tuple[Method, ...]:
     """Every named method, family by family."""
-    return (*_responses(), *_features(), *_BASELINES, *_SEVERAL, *_TOGETHER, *_DATA)
+    return (*_responses(), *_features(), *_BASELINES, *_SEVERAL, *_HEADS, *_TOGETHER, *_DATA)
 
 
 def table() -> str:
@@ -132,6 +132,9 @@ _TOGETHER = (
         EITHER,
         "after Ren et al. 2021 (without features)",
     ),
+)
+_HEADS = (
+    Method("several teachers", "a head for each", "--labels A --labels B --mix heads", ANY, "Tran et al. 2020 (Hydra)"),
 )
 _DATA = (
     Method("data", "replayed views", "--train-views all --label-view own", ANY, "Beyer et al. 2022"),

@@ -12,7 +12,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, some
 from pipeline.sources import CachedLabels, LabelSource, Member, Mixture, Panel
 from pipeline.sources.matching import known_classes
-from pipeline.sources.panel import SEPARATE
+from pipeline.sources.panel import APART, HEADS, SEPARATE
 from pipeline.store import Cache
 from pipeline.training.config import TrainConfig
 
@@ -31,7 +31,7 @@ def check_mixable(caches: Sequence[Cache], config: TrainConfig, dataset: Dataset
         found[cache.digest] = cache.address
         if len(caches) == 1 or config.mix == SEPARATE:
             continue
-        if cache.encoding.name != "dense":
+        if cache.encoding.name != "dense" and config.mix != HEADS:
             raise ConfigError(
                 f"dense labels are needed to average several: {cache.address} is {cache.encoding.name}, and what is "
                 "known of a class differs from cache to cache. Weigh their losses instead (--mix losses), dump with "
@@ -55,7 +55,7 @@ def join(
     partly = any(one.matching.knows is not None for one in labels)
     if not partly and config.foreign != TrainConfig.foreign:
         raise ConfigError("--foreign is of caches that know some of the classes; these know all")
-    if partly or (len(labels) > 1 and config.mix == SEPARATE):
+    if partly or (len(labels) > 1 and config.mix in APART):
         problems = [*_panel_problems(labels, config, dataset, hard)] if partly else []
         if problems:
             raise ConfigError(problems)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
 from pipeline.errors import DiskFullError
 from pipeline.identity import digest, short
@@ -247,11 +246,7 @@ def keep_student(
         "loss": fitted.history[-1]["loss"],
         **fitted.figures,
     }
-    metadata = {
-        **model_metadata(config.student, parse_arguments(config.student_args, "--student-args"), prepared.dataset),
-        "seed": seed,
-        "cache": prepared.lineage["cache"],
-    }
+    metadata = {**model_metadata(*config.model, prepared.dataset), "seed": seed, "cache": prepared.lineage["cache"]}
     save_model(folder, student, metadata, fitted)
     if isinstance(model, Peers):
         found = peer_records(model, config, prepared.task, fitted)
@@ -272,8 +267,8 @@ def clear_scratch(folder: Path) -> None:
 def initial_student(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Module:
     """The student of one seed before its first step."""
     torch.manual_seed(seed)
-    arguments = parse_arguments(config.student_args, "--student-args")
-    return build_model(config.student, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
+    reference, arguments = config.model
+    return build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
 
 
 def _learner(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Module:
