@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.configuration import REQUIRED, option
 from pipeline.errors import ConfigError, some
 from pipeline.identity import digest
+from pipeline.sources.panel import HEADS
 from pipeline.training.config import TrainConfig
 from pipeline.training.recipe import OUTCOME_FREE
 
@@ -85,6 +86,8 @@ class SweepConfig(TrainConfig):
             yield "--keep best and --patience choose an epoch for each student; in a sweep all train to the last one"
         if config.hints:
             yield "--hints are learnt by one student at a time: use softlabels train"
+        if config.exchanging or config.mix == HEADS:
+            yield "--peers, --peer and --mix heads are of one student at a time: use softlabels train"
 
     def cell(self, point: Mapping[str, Any], out: Path) -> TrainConfig:
         """The run of one point of the grid, at ``out``."""

@@ -29,6 +29,7 @@ from pipeline.runs import read_run
 from pipeline.softlabels import Dense
 from pipeline.training import Objective, TrainConfig, fit, prepare, run
 from pipeline.training.exchange import Exchange
+from pipeline.training.grid import SweepConfig
 from pipeline.training.objective import Batch, Output
 from pipeline.training.peers import Peers, with_peers
 from pipeline.training.recipe import outcome_options
@@ -296,3 +297,9 @@ def test_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
             torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
     gates = [record["seeds"][0]["ensemble"]["weights"] for record in (one, other)]
     assert gates[0] == pytest.approx(gates[1], rel=1e-4) and gates[0][0] != 0.5
+
+
+@pytest.mark.parametrize("own", [{"peers": 2}, {"peer": ("cnn-2",)}, {"mix": "heads", "labels": ("a", "b")}])
+def test_a_sweep_refuses_what_is_of_one_student_at_a_time(own: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="of one student at a time: use softlabels train"):
+        SweepConfig(out=Path("sweep"), grid=("lr=0.1,0.2",), **own)
