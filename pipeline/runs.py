@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
-from pipeline.models import load_model
+from pipeline.models import load_model, read_metadata
 from pipeline.models.hydra import PREFIX
 from pipeline.references import is_own_code
 from pipeline.transforms import BUILT_IN
@@ -100,3 +100,57 @@ def read_run(path: Path, allow: Sequence[str] = ()) -> Run:
     if not weights:
         raise ConfigError(f"{path} should hold seed-*/model.safetensors; found none. Train again")
     return Run(path=path, config=config, record=record, weights=dict(sorted(weights.items())), allowed=frozenset(allow))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model that a finished run left behind: what builds it, its file, and the classes of a specialist."""
+
+    reference: str
+    arguments: tuple[str, ...]
+    weights: Path
+    classes: tuple[str, ...] = ()
+
+
+def read_trained(path: Path, seed: int | None = None, allow: Sequence[str] = ()) -> Trained:
+    """The model of ``seed`` (the lowest unless given) of a run of ``train``, or the one of a run of ``fit-teacher``.
+
+    Nothing is imported: a ``module:factory`` is given back only when it is in ``allow`` (see ``Run.reference``).
+    Raises ConfigError when there is no such finished run or seed, or when its weights say that they are of another
+    model than its record does; ModelError when they cannot be read.
+    """
+    if (path / "run.json").is_file():
+        run, kind = read_run(path, allow), "student"
+    else:
+        run, kind = _read_teacher(path, allow), "teacher"
+    if kind == "teacher" and seed is not None:
+        raise ConfigError(f"{path} is a run of fit-teacher, which trains one model: leave --run-seed out")
+    if seed is not None and seed not in run.weights:
+        raise ConfigError(f"{path} has no seed {seed}; it has {', '.join(map(str, run.weights))}")
+    weights = run.weights[min(run.weights) if seed is None else seed]
+    found = Trained(
+        reference=run.reference(kind),
+        arguments=_texts(run, f"{kind}_args"),
+        weights=weights,
+        classes=_texts(run, "classes"),
+    )
+    says = read_metadata(weights).get("reference")
+    if says != found.reference:
+        raise ConfigError(
+            f"{path} records a {found.reference}, and {weights} says that it is of {says or 'nothing'}: one of the two "
+            "was replaced. Train again, or name model and file by --teacher and --weights"
+        )
+    return found
+
+
+def _read_teacher(path: Path, allow: Sequence[str]) -> Run:
+    expected = "a finished run of softlabels train (run.json) or fit-teacher (report.json)"
+    record = read_json(path / "report.json", expected)
+    config, weights = record.get("config"), path / "model.safetensors"
+    if not isinstance(config, dict) or "teacher" not in config or not weights.is_file():
+        raise ConfigError(f"{path} should be {expected}; its report.json names no teacher, or its weights are gone")
+    return Run(path=path, config=config, record=record, weights={0: weights}, allowed=frozenset(allow))
+
+
+def _texts(run: Run, name: str) -> tuple[str, ...]:
+    return tuple(str(text) for text in run.config.get(name) or ())

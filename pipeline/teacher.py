@@ -18,7 +18,7 @@ from pipeline.datasets import Dataset, knowing, load_dataset
 from pipeline.devices import autocast, resolve_device, use_threads
 from pipeline.errors import DataError
 from pipeline.identity import short
-from pipeline.models import build_model, check_model, logits_of, state_digest
+from pipeline.models import build_model, check_model, logits_of, save_weights, state_digest
 from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.sampler import Order, blocks_of
@@ -60,12 +60,27 @@ class FitTeacherConfig(Recipe):
         "random view: built-ins joined by '+', or module:factory; 'none' for none",
     )
     views: int = option(8, "random views of each training example, one per epoch in turn; 0 trains on plain examples")
+    checkpoints: int = option(
+        0,
+        "keep the weights of this many epochs as well, evenly spread and the last among them, as "
+        "checkpoint-01.safetensors and so on: dumped one by one, they are a route (train --route)",
+    )
     label_noise: float = option(0.0, "share of the training examples' hard labels that is wrong, chosen by id, below 1")
 
     @property
     def objective(self) -> Objective:
         """Cross-entropy with the hard labels."""
         return Objective(alpha=0.0, beta=1.0)
+
+    @property
+    def kept_epochs(self) -> dict[int, str]:
+        """File name by the number of finished epochs of each checkpoint that is kept.
+
+        >>> FitTeacherConfig(out=Path("t"), epochs=10, checkpoints=3).kept_epochs
+        {3: 'checkpoint-01.safetensors', 6: 'checkpoint-02.safetensors', 10: 'checkpoint-03.safetensors'}
+        """
+        numbers = range(1, self.checkpoints + 1)
+        return {n * self.epochs // self.checkpoints: f"checkpoint-{n:02d}.safetensors" for n in numbers}
 
     @property
     def augmented(self) -> bool:
@@ -78,6 +93,10 @@ class FitTeacherConfig(Recipe):
             yield f"--views should be 0 or more; found {self.views}"
         if not 0 <= self.label_noise < 1:
             yield f"--label-noise should be 0 or more and below 1; found {self.label_noise}"
+        if not 0 <= self.checkpoints <= self.epochs:
+            yield f"--checkpoints should be 0 to --epochs {self.epochs}; found {self.checkpoints}"
+        if self.checkpoints and self.patience:
+            yield "--checkpoints are spread over all --epochs, and --patience may stop before: leave out one of the two"
 
 
 @dataclass(frozen=True)
@@ -112,8 +131,10 @@ class FitTeacherReport:
 def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeacherReport:
     """Train, resume, or find the same teacher finished.
 
-    Writes model.safetensors, history.json and report.json into ``out``, none of which depends on the clock, and times
-    to ``out``.report.json beside it. Raises ConfigError, DataError or ModelError before the first step.
+    Writes model.safetensors, history.json and report.json into ``out``, and checkpoint-*.safetensors where they are
+    asked for; none of them depends on the clock. Times go to ``out``.report.json beside it.
+
+    Raises ConfigError, DataError or ModelError before the first step.
     """
     progress = progress or Silent()
     started = time.perf_counter()
@@ -131,7 +152,7 @@ def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeache
     }
     identity = run_identity(config, lineage)
     if config.overwrite:
-        refuse_strangers(out, (RECORD, "model.safetensors", "history.json"))
+        refuse_strangers(out, (RECORD, "model.safetensors", "history.json", "checkpoint-*.safetensors"))
     options = {**outcome_options(config), **lineage}
     found = read_finished(out, RECORD, identity, overwrite=config.overwrite, options=options)
     if found is not None:
@@ -200,9 +221,21 @@ def _fit_into(
     classes = len(dataset.classes)
     model = build_model(config.teacher, arguments, classes=classes, input_shape=dataset.input_shape)
     check_model(model, classes=classes, example_input=dataset.prepare(dataset.load(0))[None])
-    description = Path(config.out).name
+    metadata, kept = model_metadata(config.teacher, arguments, dataset), config.kept_epochs
+
+    def keep(epochs: int, trained: nn.Module) -> None:
+        if epochs in kept:
+            save_weights(folder / kept[epochs], trained, {**metadata, "epochs": epochs})
+
     fitted = fit(
-        model, task, config, seed=config.seed, state=folder / STATE, progress=progress, description=description
+        model,
+        task,
+        config,
+        seed=config.seed,
+        state=folder / STATE,
+        progress=progress,
+        description=Path(config.out).name,
+        on_epoch=keep,
     )
     figures = {
         **measure(model, dataset, "validation", config, task.device),
@@ -212,8 +245,9 @@ def _fit_into(
         "steps": fitted.steps,
         "parameters": sum(p.numel() for p in model.parameters()),
         "state": state_digest(model),
+        **({"checkpoints": {name: epochs for epochs, name in kept.items()}} if kept else {}),
     }
-    save_model(folder, model, model_metadata(config.teacher, arguments, dataset), fitted)
+    save_model(folder, model, metadata, fitted)
     return figures
 
 

@@ -56,8 +56,11 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
     if config.cache is not None and options.get("mix") == HEADS:
         raise ConfigError(f"{run.path} has a head for each of its caches, and learns from those: leave out --cache")
     if config.cache is not None:
-        options |= {"cache": None if config.cache == "none" else config.cache, "labels": (), "mix": "probs"}
+        options |= {"cache": None if config.cache == "none" else config.cache, "labels": (), "route": ()}
+        options |= {"mix": TrainConfig.mix}
         options |= {"foreign": TrainConfig.foreign}
+    if options.get("route"):  # its end: what a pruned student lost is fitted again, not led to
+        options |= {"cache": options["route"][-1], "route": ()}
     cached = bool(options.get("cache") or options.get("labels"))
     if cached and not options.get("alpha"):
         options["alpha"] = options["beta"] = None

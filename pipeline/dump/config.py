@@ -31,6 +31,11 @@ class DumpConfig(Config):
     weights: Path | None = option(
         None, "the teacher's weights: safetensors, or a checkpoint that loads with weights_only"
     )
+    run: Path | None = option(
+        None, "instead of --teacher and --weights: the model that a finished run of train or fit-teacher left there"
+    )
+    run_seed: int | None = option(None, "with --run: which of its students; the one with the lowest seed unless given")
+    allow: tuple[str, ...] = option((), "module:factory that --run names and may be imported: your own code")
     classes: tuple[str, ...] = option(
         (), "the classes that the teacher's outputs stand for, in its order, where it knows some of the dataset's alone"
     )
@@ -74,10 +79,11 @@ class DumpConfig(Config):
             yield "--transform needs --views: how many random views of each training example to keep"
         try:
             arguments = parse_arguments(self.teacher_args, "--teacher-args")
-            if self.weights is None:
+            if self.weights is None and self.run is None:
                 yield from untrained(self.teacher, arguments)
         except ConfigError as error:
             yield from error.problems
+        yield from self._run_problems()
         if not self.splits:
             yield "--splits should name at least one split"
         yield from self.below(batch_size=1, part_size=0, workers=0, threads=0)
@@ -98,6 +104,15 @@ class DumpConfig(Config):
             yield "--dtype int8 is for dense labels; topk keeps float32 or float16"
         if self.encoding == "topk" and (not self.temperature or min(self.temperature) <= 0):
             yield f"--temperature should be above 0, at least one; found {self.temperature}"
+
+    def _run_problems(self) -> Iterator[str]:
+        names = ("teacher", "teacher_args", "weights")
+        given = [name for name in names if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+        if self.run is not None and given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            yield f"--run says which teacher, with its arguments and weights: leave {flags} out, or --run"
+        if self.run is None and (self.run_seed is not None or self.allow):
+            yield "--run-seed and --allow are of the run that --run names"
 
 
 @dataclass(frozen=True)

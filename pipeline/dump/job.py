@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from pipeline.encodings import Encoding
 from pipeline.errors import DataError
 from pipeline.identity import SPLITS, digest
 from pipeline.models import FeatureTap, check_model, frozen, load_model, parse_features, state_digest
+from pipeline.runs import read_trained
 from pipeline.store import FeatureSpec, Group, Layout, part_size_for
 from pipeline.views import Views, check_views, make_views
 
@@ -48,6 +49,7 @@ def prepare(config: DumpConfig) -> Job:
 
     Raises ConfigError, DataError or ModelError, before anything has been written.
     """
+    config = with_teacher(config)
     use_threads(config.threads)
     device = resolve_device(config.device)
     dataset = knowing(load_dataset(config.data, parse_arguments(config.data_args, "--data-args")), config.classes)
@@ -87,6 +89,26 @@ def prepare(config: DumpConfig) -> Job:
     }
     identity = {**description, "digest": digest(description)}
     return Job(config, dataset, views, teacher, encoding, features, feature_specs, layout, identity, device)
+
+
+def with_teacher(config: DumpConfig) -> DumpConfig:
+    """``config`` with the teacher that its ``run`` left behind, spelt out; the cache is the same as if it were typed.
+
+    Raises ConfigError when ``run`` is no finished run, or names code that was not allowed.
+    """
+    if config.run is None:
+        return config
+    found = read_trained(config.run, config.run_seed, config.allow)
+    return replace(
+        config,
+        run=None,
+        run_seed=None,
+        allow=(),
+        teacher=found.reference,
+        teacher_args=found.arguments,
+        weights=found.weights,
+        classes=config.classes or found.classes,
+    )
 
 
 def _groups(dataset: Dataset, views: Views, splits: tuple[str, ...]) -> Iterator[Group]:

@@ -71,7 +71,8 @@ def open_teachers(address: str | None, trained: Run | None) -> Teachers | None:
     so are caches with a loss or a head each (weighted KL divergences are least at the mean of the probabilities).
     """
     if address is None and trained is not None:
-        address = trained.config.get("cache")
+        # A route is judged by where it leads.
+        address = trained.config.get("cache") or next(reversed(trained.config.get("route") or ()), None)
         if address is None and (pairs := parse_labels([str(text) for text in trained.config.get("labels") or ()])):
             caches = tuple(open_cache(place) for place, _ in pairs)
             mix = str(trained.config.get("mix", "probs"))

@@ -107,7 +107,9 @@ def method_of(config: Mapping[str, Any], labels: str = "") -> Method:
 def is_soft(config: Mapping[str, Any]) -> bool:
     """Whether there were soft labels, and they weighed something."""
     alpha = config.get("alpha")
-    return any(config.get(name) for name in ("cache", "labels", "teacher")) and (alpha is None or float(alpha) > 0)
+    return any(config.get(name) for name in ("cache", "labels", "route", "teacher")) and (
+        alpha is None or float(alpha) > 0
+    )
 
 
 def _variant(config: Mapping[str, Any], soft: bool, labels: str) -> str:
@@ -124,6 +126,7 @@ def _variant(config: Mapping[str, Any], soft: bool, labels: str) -> str:
     said = [
         f"{'standardised ' if config.get('standardise') else ''}{loss}{given and f' ({given})'}",
         _teachers(config),
+        f"along {len(config['route'])} checkpoints" if config.get("route") else "",
         labels and f"from {labels}",
         _hints(config),
         smoothed and f"with {smoothed}",

@@ -1,8 +1,9 @@
 """Label sources: where the soft labels of a batch come from. The one place where the store meets torch.
 
-``CachedLabels`` reads them from a cache, ``LiveTeacher`` computes them, ``Mixture`` makes several sources one and
-``Panel`` keeps them apart. Losses and training loops see the same typed batches whichever it is. ``CachedFeatures`` and
-``LiveFeatures`` give the features of a teacher for the same batches.
+``CachedLabels`` reads them from a cache, ``LiveTeacher`` computes them, ``Mixture`` makes several sources one,
+``Panel`` keeps them apart, and ``Route`` goes from one to the next as epochs pass. Losses and training loops see the
+same typed batches whichever it is. ``CachedFeatures`` and ``LiveFeatures`` give the features of a teacher for the same
+batches.
 """
 
 from pipeline.sources.agreement import check_agreement
@@ -14,6 +15,7 @@ from pipeline.sources.matching import Matching, match
 from pipeline.sources.mixture import Mixture
 from pipeline.sources.panel import Member, Panel
 from pipeline.sources.replay import replay_views
+from pipeline.sources.route import Route
 
 __all__ = [
     "CachedFeatures",
@@ -28,6 +30,7 @@ __all__ = [
     "Member",
     "Mixture",
     "Panel",
+    "Route",
     "check_agreement",
     "match",
     "replay_views",

@@ -58,6 +58,12 @@ class TrainConfig(Recipe):
     labels: tuple[str, ...] = option(
         (), "instead of --cache: several, each with its weight (1 unless given)", metavar="CACHE=WEIGHT"
     )
+    route: tuple[str, ...] = option(
+        (),
+        "instead of --cache: two caches or more, of a teacher's checkpoints in the order of its training (fit-teacher "
+        "--checkpoints); each serves an equal share of the epochs",
+        metavar="CACHE",
+    )
     mix: str = option(
         "probs",
         "how several --labels become one: probs and logits average their probabilities at --temperature or their "
@@ -159,12 +165,14 @@ class TrainConfig(Recipe):
         """(path or URL, weight) of each cache that is learnt from; the weights come to 1."""
         if self.cache is not None:
             return ((self.cache, 1.0),)
+        if self.route:
+            return tuple((address, 1 / len(self.route)) for address in self.route)
         return parse_labels(self.labels)
 
     @property
     def cached(self) -> bool:
         """Whether there is any cache."""
-        return self.cache is not None or bool(self.labels)
+        return self.cache is not None or bool(self.labels) or bool(self.route)
 
     @property
     def _weights(self) -> tuple[float, float]:
@@ -224,6 +232,7 @@ class TrainConfig(Recipe):
         yield from self._hint_problems()
         yield from self._mixture_problems()
         yield from self._peer_problems()
+        yield from self._route_problems()
         yield from self.below(seeds=1, cache_bytes=0, hint_epochs=0)
         if not 0 < self.labelled_fraction <= 1:
             yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
@@ -303,7 +312,7 @@ class TrainConfig(Recipe):
 
     def _label_problems(self) -> Iterator[str]:
         alpha, beta = self._weights
-        if self.cached and self.teacher is not None:
+        if self.cached and self.teacher is not None and not self.route:
             yield "give either --cache or --teacher: the labels come from one of them"
         if self.weights is not None and self.teacher is None:
             yield "--weights are the teacher's: they need --teacher"
@@ -337,8 +346,19 @@ class TrainConfig(Recipe):
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 yield f"--{name.replace('_', '-')}"
 
+    def _route_problems(self) -> Iterator[str]:
+        if not self.route:
+            return
+        others = [f"--{name}" for name in ("cache", "labels", "teacher") if getattr(self, name)]
+        if others:
+            yield f"--route says which caches are learnt from, one after another: leave {', '.join(others)} out, or it"
+        if len(self.route) == 1:
+            yield "--route should name two caches or more, in order; one alone is --cache"
+        if len(self.route) > self.epochs:
+            yield f"--route of {len(self.route)} caches needs as many --epochs, at least; found {self.epochs}"
+
     def _mixture_problems(self) -> Iterator[str]:
-        if self.cache is not None and self.labels:
+        if self.cache is not None and self.labels and not self.route:
             yield "give either --cache or --labels: the cache as well with a weight, --labels CACHE=WEIGHT"
         try:
             weights = [weight for _, weight in parse_labels(self.labels)]

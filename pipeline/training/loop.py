@@ -71,6 +71,7 @@ class DivergedError(ModelError):
 
 
 StepHook = Callable[[int, Tensor], None]
+EpochHook = Callable[[int, nn.Module], None]
 
 
 def fit(
@@ -83,18 +84,20 @@ def fit(
     progress: Progress | None = None,
     description: str = "train",
     on_step: StepHook | None = None,
+    on_epoch: EpochHook | None = None,
     ranks: Ranks = ALONE,
 ) -> Fitted:
     """Train ``model`` in place, on ``task.device``, and leave it in eval mode with the weights to keep.
 
     With several ``ranks``, each calls this with the same arguments; ``recipe.accumulate`` counts the batches of all of
     them, and rank 0 saves. ``state`` is where the training state is saved and looked for. ``on_step(step, loss)`` is
-    called after each optimiser step with the loss it took, a scalar.
+    called after each optimiser step with the loss it took, a scalar; ``on_epoch(epochs, model)`` with the number of
+    finished epochs before the state that counts them is saved, so that a run that goes on has called it for all.
 
     Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once the step in hand is done and the state is saved;
     DivergedError, a ModelError, when the loss is no longer finite.
     """
-    fitting = _Fit(model, task, recipe, seed, state, progress or Silent(), on_step, ranks)
+    fitting = _Fit(model, task, recipe, seed, state, progress or Silent(), on_step, on_epoch, ranks)
     try:
         return fitting.run(description)
     finally:
@@ -113,10 +116,12 @@ class _Fit:
         state: Path | None,
         progress: Progress,
         on_step: StepHook | None,
+        on_epoch: EpochHook | None,
         ranks: Ranks,
     ) -> None:
         self.ranks = ranks
         self.task, self.recipe, self.state, self.progress, self.on_step = task, recipe, state, progress, on_step
+        self.on_epoch = on_epoch
         self.model = model.to(task.device)
         self.members = model.count if isinstance(model, Members) else 0
         self.learner = self._learner(seed)
@@ -182,6 +187,8 @@ class _Fit:
             while self.position.epoch < self.recipe.epochs and not self._patience_is_out():
                 self._epoch(interruption, bar)
                 self._close_epoch(description)
+                if self.on_epoch is not None:
+                    self.on_epoch(self.position.epoch, self.model)
                 self._save_if(interruption, always=True)
         kept = self.position.epoch - 1
         if self.recipe.keep == "best" and self.best is not None:

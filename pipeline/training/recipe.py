@@ -14,17 +14,18 @@ OUTCOME_FREE = frozenset(
 )
 """Options that decide how a result is reached, not what it is: left out of its identity."""
 
-ADDRESSES = frozenset({"cache", "labels", "mix", "foreign", "classes", "weights"})
+ADDRESSES = frozenset({"cache", "labels", "route", "mix", "foreign", "classes", "weights"})
 """Options that say where something lies, how it is mixed, or which classes of the data. All count in the lineage."""
 
-LATER: dict[str, Any] = {"peers": 0, "peer": [], "exchange": "mutual", "peer_weight": 1.0}
-"""Options that came when there were runs without them, with their defaults: those runs keep their identity."""
+WHERE_GIVEN = frozenset({"checkpoints", "peers", "peer", "exchange", "peer_weight"})
+"""Options that count where they have another value than their default: they came when there were runs without them."""
 
 
 def outcome_options(config: Config) -> dict[str, Any]:
     """The options of a training run that decide its outcome, as JSON values."""
-    given = {k: v for k, v in config.as_dict().items() if k not in OUTCOME_FREE | ADDRESSES}
-    return {k: v for k, v in given.items() if k not in LATER or v != LATER[k]}
+    fields = type(config).__dataclass_fields__
+    silent = {name for name in WHERE_GIVEN & set(fields) if getattr(config, name) == fields[name].default}
+    return {k: v for k, v in config.as_dict().items() if k not in OUTCOME_FREE | ADDRESSES | silent}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""From the caches that a run learns from to one label source: one of them, a mixture, or a panel of specialists."""
+"""From the caches that a run learns from to one label source: one, a mixture, a panel of specialists, or a route."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, some
-from pipeline.sources import CachedLabels, LabelSource, Member, Mixture, Panel
+from pipeline.sources import CachedLabels, LabelSource, Member, Mixture, Panel, Route
 from pipeline.sources.matching import known_classes
 from pipeline.sources.panel import APART, HEADS, SEPARATE
+from pipeline.sources.route import epochs_of
 from pipeline.store import Cache
 from pipeline.training.config import TrainConfig
 
@@ -22,20 +23,26 @@ Labels = npt.NDArray[np.int64]
 def check_mixable(caches: Sequence[Cache], config: TrainConfig, dataset: Dataset) -> None:
     """Raise ConfigError for the same cache at two places, and for labels that ``config.mix`` cannot make one."""
     found: dict[str, str] = {}
+    flag, how = ("--route", "") if config.route else ("--labels", ", with one weight")
     for cache in caches:
         if cache.digest in found:
             raise ConfigError(
-                f"--labels names one cache twice: {found[cache.digest]} and {cache.address} hold the same. Name it "
-                "once, with one weight"
+                f"{flag} names one cache twice: {found[cache.digest]} and {cache.address} hold the same. Name it "
+                f"once{how}"
             )
         found[cache.digest] = cache.address
         if len(caches) == 1 or config.mix == SEPARATE:
             continue
-        if cache.encoding.name != "dense" and config.mix != HEADS:
+        if cache.encoding.name != "dense" and config.mix != HEADS and not config.route:
             raise ConfigError(
                 f"dense labels are needed to average several: {cache.address} is {cache.encoding.name}, and what is "
                 "known of a class differs from cache to cache. Weigh their losses instead (--mix losses), dump with "
                 "--encoding dense, or train on it alone"
+            )
+        if config.route and known_classes(cache, dataset) is not None:
+            raise ConfigError(
+                f"--route is of a teacher that knows all classes; {cache.address} knows {some(cache.class_names, 4)} "
+                "alone"
             )
         if known_classes(cache, dataset) is not None:
             raise ConfigError(
@@ -63,6 +70,8 @@ def join(
         return Panel(members, classes=len(dataset.classes), labels=hard, foreign=config.foreign)
     if len(labels) == 1:
         return labels[0]
+    if config.route:
+        return Route(labels, epochs=config.epochs)
     if config.mix == "correct" and not (hard >= 0).any():
         raise ConfigError(
             f"--mix correct asks who has the hard label right, and no training example of {dataset.name} has one: "
@@ -75,6 +84,8 @@ def join(
 def joint_lineage(labels: Sequence[CachedLabels], weights: Sequence[float], config: TrainConfig) -> dict[str, Any]:
     """Digest and teacher of the cache; of several lists of them, the weights, and how they are mixed. JSON values.
 
+    Of a route: lists in its order, with the epochs that each cache serves.
+
     ``foreign`` where it matters: for caches that know some of the classes.
     """
     caches = [one.cache for one in labels]
@@ -82,6 +93,10 @@ def joint_lineage(labels: Sequence[CachedLabels], weights: Sequence[float], conf
     extra = {"foreign": config.foreign} if partly else {}
     if len(caches) == 1:
         return {"cache": caches[0].digest, "teacher": caches[0].identity["teacher"], **extra}
+    if config.route:
+        served = epochs_of(len(caches), config.epochs)
+        pairs = [{"digest": cache.digest, "epochs": epochs} for cache, epochs in zip(caches, served, strict=True)]
+        return {"cache": pairs, "teacher": [cache.identity["teacher"] for cache in caches]}
     # 7 and 3 are the same weights as 0.7 and 0.3, whatever their quotients round to.
     rounded = [float(f"{weight:.12g}") for weight in weights]
     pairs = [{"digest": cache.digest, "weight": weight} for cache, weight in zip(caches, rounded, strict=True)]
