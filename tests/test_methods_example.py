@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from pipeline.losses import FEATURE_LOSSES, LOSSES
 from pipeline.sources.mixing import MIXES
 from pipeline.sources.panel import SEPARATE
 from pipeline.training import TrainConfig
+from tests.examples import checkout, shell, written
 from tests.test_dvc import inputs, is_under, outputs, paths_of, settings_of, stages_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,10 +39,6 @@ def settings(stages: dict[str, Any]) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(EXAMPLE)
         return {name: settings_of(stage) for name, stage in stages.items() if name != "topk"}
-
-
-def written() -> tuple[str, ...]:
-    return ("caches", "models", "runs", "evaluations", "report", "dvc.lock")
 
 
 def trained(settings: dict[str, Any]) -> dict[str, TrainConfig]:
@@ -139,13 +133,7 @@ def test_what_dvc_keeps_is_ignored_by_git_and_metrics_are_not(stages: dict[str, 
 
 def test_a_small_run_makes_the_page(tmp_path: Path) -> None:
     """The shipped dvc.yaml in a git checkout of its own, with two methods of two epochs and seeds."""
-    for name in (".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("pipeline", ".dvc", "examples/methods"):
-        ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local", *written())
-        if name == "pipeline":
-            ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    folder = checkout(tmp_path, "methods")
     small = {**PARAMS, "students": ["mlp-8"]}
     small["teacher"] = {**PARAMS["teacher"], "teacher": "cnn-4", "views": 1, "epochs": 2}
     small["dump"] = {**PARAMS["dump"], "views": 1}
@@ -156,10 +144,8 @@ def test_a_small_run_makes_the_page(tmp_path: Path) -> None:
     small["methods"] = {name: PARAMS["methods"][name] for name in ("kl", "reverse-kl-top3", "specialists")}
     small["hinted_train"] = {**PARAMS["hinted_train"], "epochs": 2, "seeds": 2}
     small["hinted_methods"] = {name: PARAMS["hinted_methods"][name] for name in ("kl", "hint")}
-    folder = tmp_path / "examples" / "methods"
     (folder / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False), encoding="utf-8")
-    run(tmp_path, "git", "init", "--quiet")
-    printed = run(folder, "dvc", "repro")
+    printed = shell(folder, "dvc", "repro")
     assert "train@mlp-8-reverse-kl-top3" in printed
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Losses</h2>" in page and "reverse KL from top3" in page
@@ -167,16 +153,6 @@ def test_a_small_run_makes_the_page(tmp_path: Path) -> None:
     assert (folder / "report" / "losses.png").is_file()
     metrics = json.loads((folder / "evaluations/mlp-8-reverse-kl-top3/metrics.json").read_text())
     assert 0 <= metrics["teacher_agreement"] <= 1
-    untracked = run(tmp_path, "git", "status", "--porcelain", "--untracked-files=all", "examples/methods").split()
+    untracked = shell(tmp_path, "git", "status", "--porcelain", "--untracked-files=all", "examples/methods").split()
     assert not [path for path in untracked if "/runs/" in path or "/caches/" in path or "/report/" in path]
-    assert "Running stage" not in run(folder, "dvc", "repro")
-
-
-def run(folder: Path, *command: str) -> str:
-    """What a command prints on either stream; its failure fails the test."""
-    places = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    environment = {**os.environ, "PATH": os.pathsep.join(places), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    environment |= {"DVC_NO_ANALYTICS": "1", "XDG_CACHE_HOME": str(folder / "xdg")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+    assert "Running stage" not in shell(folder, "dvc", "repro")

@@ -14,19 +14,20 @@ from pipeline import metrics
 from pipeline.errors import some
 from pipeline.identity import short
 from pipeline.progress import Progress
-from pipeline.report import charts, cost, figures, losses, words
+from pipeline.report import charts, cost, figures, losses, tutors, words
 from pipeline.report.methods import KIND_MEANINGS, KIND_TITLES, KINDS, OMITTED
 from pipeline.report.reading import Cell, Findings
 from pipeline.report.style import Drawing
 
 PIXELS_PER_INCH = 97
-FIGURES = ("accuracy", "losses", "curves", "pareto", "reliability", "confusion", "costs")
+FIGURES = ("accuracy", "tutors", "losses", "curves", "pareto", "reliability", "confusion", "costs")
 
 
 def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
     """Every figure that the findings have numbers for, by name, in the order of the page."""
     makers: tuple[Callable[[], Drawing | None], ...] = (
         lambda: figures.accuracy(findings),
+        lambda: tutors.figure(findings),
         lambda: losses.figure(findings),
         lambda: figures.curves(findings),
         lambda: charts.pareto(findings.compressed),
@@ -69,6 +70,7 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str) -> s
         has_omitted=any(cell.omitted for cell in findings.cells),
         contrasts=words.contrasts(findings),
         families=[(family, [loss_row(line) for line in family.lines]) for family in families],
+        gaps=[(gap, tutors.rows(gap)) for gap in tutors.gaps(findings)],
         by_chance=losses.expected_by_chance(families),
         compression=[compression_row(row) for row in findings.compressed.get("rows", [])],
         latency_sizes=latency_sizes(findings.compressed),

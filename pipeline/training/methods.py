@@ -24,7 +24,7 @@ class Method:
 
 def methods() -> tuple[Method, ...]:
     """Every named method, family by family."""
-    return (*_responses(), *_features(), *_BASELINES, *_SEVERAL, *_HEADS, *_TOGETHER, *_DATA)
+    return (*_responses(), *_features(), *_BASELINES, *_SEVERAL, *_HEADS, *_CHAINS, *_TOGETHER, *_DATA)
 
 
 def table() -> str:
@@ -135,6 +135,25 @@ _TOGETHER = (
 )
 _HEADS = (
     Method("several teachers", "a head for each", "--labels A --labels B --mix heads", ANY, "Tran et al. 2020 (Hydra)"),
+)
+_CHAINS = (
+    Method(
+        "teacher - tutor - student",
+        "one link of a chain",
+        "--cache TUTOR (dump --run RUN)",
+        ANY,
+        "Mirzadeh et al. 2020",
+    ),
+    Method(
+        "teacher - tutor - student",
+        "the teacher and all tutors",
+        "--labels TEACHER --labels TUTOR --mix losses",
+        ANY,
+        "after Son et al. 2021 (no one left out at random)",
+    ),
+    Method("online", "the teacher's route", "--route CACHE1 --route CACHE2", ANY, "after Jin et al. 2019"),
+    Method("born again", "the next generation", "--cache LAST (dump --run RUN)", ANY, "Furlanello et al. 2018"),
+    Method("born again", "all generations", "--labels FIRST --labels LAST", DENSE, "after Furlanello et al. 2018"),
 )
 _DATA = (
     Method("data", "replayed views", "--train-views all --label-view own", ANY, "Beyer et al. 2022"),
