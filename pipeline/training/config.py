@@ -276,8 +276,6 @@ class TrainConfig(Recipe):
             return
         if self.cache is None and self.teacher is None:
             yield "--hints are features of one teacher: name its --cache (not several --labels), or that --teacher"
-        if self.parallel == "fsdp":
-            yield "--parallel fsdp shares the weights of a student alone: --hints, with projections beside it, need ddp"
         if self.hint_weight is not None and not 0 < self.hint_weight < math.inf:
             yield f"--hint-weight should be above 0; found {self.hint_weight}"
         if self.hint_epochs >= self.epochs:

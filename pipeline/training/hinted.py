@@ -38,10 +38,12 @@ class Hinted(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(view_seed(seed, "projections", 0))
                 loss = FEATURE_LOSSES[hints.loss]
-                self.projections = nn.ModuleList([loss.bridge(own[name], shapes[name]) for name, _ in hints.pairs])
+                made = [loss.bridge(own[name], shapes[name]) for name, _ in hints.pairs]
         except BaseException:
             self.close()
             raise
+        # FSDP makes each block of a ModuleList a share of its own, and would leave the weights of an idle one away.
+        self.projections = nn.ModuleDict({str(number): module for number, module in enumerate(made)})
         self._names = tuple(name for name, _ in hints.pairs)
         self.projections.to(example.device)
 
@@ -49,7 +51,7 @@ class Hinted(nn.Module):
         """Logits for ``x`` (B, ...), and the pair of features of each of the teacher's ``hints`` (B, ...) given."""
         logits = logits_of(self.student(x))
         found, idle = {}, []
-        for name, projection in zip(self._names, self.projections, strict=True):
+        for name, projection in zip(self._names, self.projections.values(), strict=True):
             if hints is not None and name in hints:
                 # In full precision, whatever the student computes in.
                 with torch.autocast(x.device.type, enabled=False):

@@ -77,6 +77,10 @@ class Ranks:
         if not self.sharded:
             return
         for module in model.modules():
+            if hasattr(module, "reshard"):
+                # A state dict would put shares back in the place of weights that are whole for the last forward pass.
+                module.reshard()  # type: ignore[operator]
+        for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(whole(parameter).detach(), parameter.requires_grad))
 

@@ -199,7 +199,6 @@ def test_a_feature_that_is_not_there_is_named(hinted: Make) -> None:
         ({"hints": ("a=b", "a=c")}, ["names the feature 'a' twice"]),
         ({"cache": None}, ["--hints are features of one teacher"]),
         ({"hint_epochs": 4, "hint_weight": 0.0}, ["--hint-epochs should leave", "--hint-weight should be above 0"]),
-        ({"parallel": "fsdp"}, ["--hints, with projections beside it, need ddp"]),
         ({"hints_in_turn": True}, ["--hints-in-turn gives each", "is for several"]),
     ],
 )

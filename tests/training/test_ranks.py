@@ -124,6 +124,14 @@ def test_batch_norm_changes_the_running_statistics_alone(home: Path) -> None:
     assert_same_course(home, "alone-cnn", "shared-cnn", statistics=False)
 
 
+def test_a_model_whose_weights_are_whole_at_the_end_of_training_is_kept_whole(home: Path) -> None:
+    """The last forward pass of either rank is one of validation: FSDP has the weights whole then."""
+    kind = ("--student", "mlp-8", "--batch-size", "4", "--epochs", "1")
+    done(train(home, "alone-whole", 1, "--accumulate", "2", *kind))
+    done(train(home, "shared-whole", 2, "--parallel", "fsdp", *kind))
+    assert_same_course(home, "alone-whole", "shared-whole")
+
+
 @pytest.mark.parametrize(("ranks", "accumulate"), [(2, 2), (3, 1)])
 def test_ranks_that_share_the_weights_take_the_same_steps(home: Path, ranks: int, accumulate: int) -> None:
     options = ("--optimizer", "adamw", "--keep", "best")
@@ -133,12 +141,13 @@ def test_ranks_that_share_the_weights_take_the_same_steps(home: Path, ranks: int
     assert_same_course(home, f"alone-fsdp-{ranks}", f"fsdp-{ranks}")
 
 
-def test_hints_are_learnt_on_ranks_as_on_one(home: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_hints_are_learnt_on_ranks_as_on_one(home: Path, parallel: str) -> None:
     """Hints alone in the first epoch, labels alone in the others: in each, some weights get no gradient."""
     options = ("--hints", "code=model.hidden", "--hint-epochs", "1")
-    done(train(home, "alone-hints", 1, "--accumulate", "3", *options))
-    done(train(home, "shared-hints", 3, *options))
-    assert_same_course(home, "alone-hints", "shared-hints")
+    done(train(home, f"alone-hints-{parallel}", 1, "--accumulate", "3", *options))
+    done(train(home, f"hints-{parallel}", 3, "--parallel", parallel, *options))
+    assert_same_course(home, f"alone-hints-{parallel}", f"hints-{parallel}")
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
