@@ -15,22 +15,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.datasets import Dataset, load_dataset
-    from pipeline.losses import distillation_loss, hard_loss, logit_regression_loss
+    from pipeline.losses import (
+        FEATURE_LOSSES,
+        LOSSES,
+        distillation_loss,
+        hard_loss,
+        logit_regression_loss,
+        opinions_loss,
+    )
     from pipeline.models import FeatureTap, build_model, load_weights, save_weights
     from pipeline.sampler import Order
     from pipeline.softlabels import Dense, SoftLabels, TopK
-    from pipeline.sources import CachedLabels, LabelSource, LiveTeacher, Mixture, match, replay_views
+    from pipeline.sources import (
+        CachedFeatures,
+        CachedLabels,
+        LabelSource,
+        LiveFeatures,
+        LiveTeacher,
+        Member,
+        Mixture,
+        Panel,
+        Route,
+        match,
+        replay_views,
+    )
     from pipeline.store import Cache, open_cache
     from pipeline.store.verify import verify
     from pipeline.views import EntryDataset, Views, input_loader, make_views
 
 _HOME = {
     "pipeline.datasets": ("Dataset", "load_dataset"),
-    "pipeline.losses": ("distillation_loss", "hard_loss", "logit_regression_loss"),
+    "pipeline.losses": (
+        *("FEATURE_LOSSES", "LOSSES"),
+        *("distillation_loss", "hard_loss", "logit_regression_loss", "opinions_loss"),
+    ),
     "pipeline.models": ("FeatureTap", "build_model", "load_weights", "save_weights"),
     "pipeline.sampler": ("Order",),
     "pipeline.softlabels": ("Dense", "SoftLabels", "TopK"),
-    "pipeline.sources": ("CachedLabels", "LabelSource", "LiveTeacher", "Mixture", "match", "replay_views"),
+    "pipeline.sources": (
+        *("CachedFeatures", "CachedLabels", "LabelSource", "LiveFeatures", "LiveTeacher", "Member", "Mixture"),
+        *("Panel", "Route", "match", "replay_views"),
+    ),
     "pipeline.store": ("Cache", "open_cache", "verify"),
     "pipeline.views": ("EntryDataset", "Views", "input_loader", "make_views"),
 }
@@ -58,11 +83,19 @@ __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "CachedLabels",
     "LiveTeacher",
     "Mixture",
+    "Panel",
+    "Member",
+    "Route",
+    "CachedFeatures",
+    "LiveFeatures",
     "match",
     "replay_views",
     "distillation_loss",
     "logit_regression_loss",
     "hard_loss",
+    "opinions_loss",
+    "LOSSES",
+    "FEATURE_LOSSES",
 ]
 
 

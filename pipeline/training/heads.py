@@ -21,15 +21,15 @@ class HeadsObjective(Objective):
     logits are (M, B, C), soft labels the opinions of M teachers.
     """
 
-    def _hard(self, logits: Tensor, batch: Batch) -> Tensor:
-        return super()._hard(mean_logits(logits, temperature=1.0), batch)
+    def hard_rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        return super().hard_rows(mean_logits(logits, temperature=1.0), batch)
 
-    def _soft(self, logits: Tensor, batch: Batch, soft: SoftLabels | Opinions) -> Tensor:
+    def soft_rows(self, logits: Tensor, batch: Batch, soft: SoftLabels | Opinions) -> Tensor:
         if not isinstance(soft, Opinions) or len(soft.opinions) != len(logits):
             found = f"{len(soft.opinions)} teachers" if isinstance(soft, Opinions) else "those of one"
             raise EncodingError(f"{len(logits)} heads need the soft labels of as many teachers; found {found}")
         each = [
-            opinions_loss(own, batch.labels, Opinions((opinion,)), self._rows, batch=self.response.batch).sum()
+            opinions_loss(own, batch.labels, Opinions((opinion,)), self._rows, batch=self.response.batch)
             for own, opinion in zip(logits, soft.opinions, strict=True)
         ]
         return sum(each[1:], start=each[0])

@@ -125,21 +125,21 @@ class Objective:
     def __call__(self, output: Output, batch: Batch) -> Terms:
         """Sums, not means: the caller divides by the rows of the optimiser step, which keeps accumulation exact."""
         logits = output.logits
-        hard = self._hard(logits, batch).sum() if self.beta else None
-        soft = self._soft(logits, batch, batch.soft).sum() if batch.soft is not None and self.alpha else None
+        hard = self.hard_rows(logits, batch).sum() if self.beta else None
+        soft = self.soft_rows(logits, batch, batch.soft).sum() if batch.soft is not None and self.alpha else None
         hints = self._hints(output, batch, self.hints) if self.hints is not None else None
         weight = self.hints.weight if self.hints is not None else 0.0
         weighed = [w * v for w, v in ((self.alpha, soft), (self.beta, hard), (weight, hints)) if v is not None]
         return Terms(sum(weighed[1:], start=weighed[0]) if weighed else logits.sum() * 0, hard, soft, hints)
 
-    def _hard(self, logits: Tensor, batch: Batch) -> Tensor:
+    def hard_rows(self, logits: Tensor, batch: Batch) -> Tensor:
         """(B,): of mixed rows the loss of both labels, each by its share (Zhang et al. 2018, mixup)."""
         own = hard_loss(logits, batch.labels, smoothing=self.smoothing)
         if batch.partners is None or batch.share is None:
             return own
         return batch.share * own + (1 - batch.share) * hard_loss(logits, batch.partners, smoothing=self.smoothing)
 
-    def _soft(self, logits: Tensor, batch: Batch, soft: SoftLabels | Opinions) -> Tensor:
+    def soft_rows(self, logits: Tensor, batch: Batch, soft: SoftLabels | Opinions) -> Tensor:
         """(B,), 0 for rows without soft labels; of losses on whole batches, of the rows that have some alone."""
         response, labels, has = self.response, batch.labels, batch.has_soft
         if isinstance(soft, Opinions):  # which weigh nothing where there are no soft labels

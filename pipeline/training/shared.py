@@ -81,7 +81,7 @@ class Shared:
         wide = functools.cache(lambda times: _repeated(batch, times))  # a step has few sizes of groups
         hard = soft = None
         if self._alike_hard:
-            hard = self._terms(logits, self._alike_hard, wide, Objective._hard)
+            hard = self._terms(logits, self._alike_hard, wide, Objective.hard_rows)
         if self._alike_soft and batch.soft is not None:
             soft = self._terms(logits, self._alike_soft, wide, _soft)
         weighed = [
@@ -111,7 +111,7 @@ class Shared:
 def _soft(objective: Objective, logits: Tensor, batch: Batch) -> Tensor:
     if batch.soft is None:
         raise TypeError("a soft term was asked for without soft labels")
-    return objective._soft(logits, batch, batch.soft)
+    return objective.soft_rows(logits, batch, batch.soft)
 
 
 def _soft_key(objective: Objective, number: int) -> Any:
