@@ -1,5 +1,5 @@
 # make repro    the whole pipeline through DVC, then where the report is
-# make methods  every loss against plain KL (examples/methods), then where its report is
+# make methods  every way of distilling against plain KL (examples/methods), then where its report is
 # make chains   teachers, tutors and students in chains (examples/chains), then where its report is
 # make test     ruff, mypy and the tests           make lint | types | format | bench | faults | clean | distclean
 #
