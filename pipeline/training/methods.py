@@ -139,8 +139,8 @@ _HEADS = (
 _CHAINS = (
     Method(
         "teacher - tutor - student",
-        "one link of a chain",
-        "--cache TUTOR (dump --run RUN)",
+        "one link of a chain (dump --run RUN)",
+        "--cache TUTOR",
         ANY,
         "Mirzadeh et al. 2020",
     ),
@@ -152,7 +152,7 @@ _CHAINS = (
         "after Son et al. 2021 (no one left out at random)",
     ),
     Method("online", "the teacher's route", "--route CACHE1 --route CACHE2", ANY, "after Jin et al. 2019"),
-    Method("born again", "the next generation", "--cache LAST (dump --run RUN)", ANY, "Furlanello et al. 2018"),
+    Method("born again", "the next generation (dump --run RUN)", "--cache LAST", ANY, "Furlanello et al. 2018"),
     Method("born again", "all generations", "--labels FIRST --labels LAST", DENSE, "after Furlanello et al. 2018"),
 )
 _DATA = (
