@@ -35,7 +35,7 @@ from tests.store.small import CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS, ROOM, GROWTH = 10, 256 << 20, 64
-"""A receiver is done within SECONDS of processor time; its memory grows by at most ROOM, and GROWTH times the disk's bytes."""
+"""A receiver is done within SECONDS of processor time; memory grows by ROOM and GROWTH times its bytes at most."""
 
 
 class Toy(Dataset):
