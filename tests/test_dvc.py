@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.configuration import Config
+from pipeline.training import TrainConfig
 from stages.options import settings_from
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,3 +152,15 @@ def test_what_dvc_keeps_is_ignored_by_git_and_metrics_are_not(stages: dict[str, 
             path = str(out.def_path)
             directory = "." not in Path(path).name
             assert ignored.match_file(f"{path}/" if directory else path) == out.use_cache, path
+
+
+def test_methods_that_are_switched_off_could_be_switched_on() -> None:
+    """Lines of params.yaml behind a #: options as train takes them."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    lines = re.findall(r"(?m)^  # ([a-z-]+): (\{.*\})$", text)
+    assert len(lines) >= 7
+    shared = yaml.safe_load(text)["train"]
+    for name, options in lines:
+        own = yaml.safe_load(options)
+        given = shared | {"cache": "caches/digits", "out": Path("runs") / name} | own
+        assert TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}).cached
