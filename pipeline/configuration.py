@@ -62,6 +62,11 @@ class Config:
             if getattr(self, name) < low:
                 yield f"--{name.replace('_', '-')} should be at least {low}; found {getattr(self, name)}"
 
+    def given(self, *names: str) -> list[str]:
+        """Those of the named options that have another value than their default."""
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        return [name for name in names if getattr(self, name) != fields[name].default]
+
     def _choice_problems(self) -> Iterator[str]:
         for field in dataclasses.fields(self):
             choices: tuple[str, ...] = field.metadata.get("choices") or ()

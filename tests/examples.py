@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from tests.test_dvc import stages_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,6 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 def written() -> tuple[str, ...]:
     """What the stages of an example write, beside what is in the repository."""
     return ("caches", "models", "runs", "evaluations", "report", "dvc.lock")
+
+
+def stages_as_read(folder: Path, example: str) -> dict[str, Any]:
+    """The stages of ``examples/NAME`` as DVC reads them, in a copy without git in ``folder``."""
+    place = Path("examples") / example
+    shutil.copytree(ROOT / place, folder / place, ignore=shutil.ignore_patterns(*written()))
+    shutil.copy(ROOT / ".dvcignore", folder)
+    return stages_of(folder)
 
 
 def checkout(folder: Path, example: str) -> Path:

@@ -19,7 +19,7 @@ from pipeline.dump import DumpConfig
 from pipeline.evaluation import EvaluateConfig
 from pipeline.training import TrainConfig
 from stages.cli import main
-from tests.examples import ROOT, written
+from tests.examples import ROOT, stages_as_read, written
 from tests.test_dvc import inputs, is_under, outputs, paths_of, settings_of, stages_of
 
 EXAMPLE = ROOT / "examples" / "chains"
@@ -28,11 +28,7 @@ PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(enco
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The stages as DVC reads them, in a copy without git."""
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(EXAMPLE, folder / "examples" / "chains", ignore=shutil.ignore_patterns(*written()))
-    shutil.copy(ROOT / ".dvcignore", folder)
-    return stages_of(folder)
+    return stages_as_read(tmp_path_factory.mktemp("project"), "chains")
 
 
 @pytest.fixture(scope="module")

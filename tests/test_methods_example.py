@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from pipeline.losses import FEATURE_LOSSES, LOSSES
 from pipeline.sources.mixing import MIXES
 from pipeline.sources.panel import SEPARATE
 from pipeline.training import TrainConfig
-from tests.examples import checkout, shell, written
-from tests.test_dvc import inputs, is_under, outputs, paths_of, settings_of, stages_of
+from tests.examples import ROOT, checkout, shell, stages_as_read
+from tests.test_dvc import inputs, is_under, outputs, paths_of, settings_of
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "methods"
 PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
 RECODED = {"caches/digits", "caches/top3"}
@@ -27,11 +25,7 @@ RECODED = {"caches/digits", "caches/top3"}
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The stages as DVC reads them, in a copy without git."""
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(EXAMPLE, folder / "examples" / "methods", ignore=shutil.ignore_patterns(*written()))
-    shutil.copy(ROOT / ".dvcignore", folder)
-    return stages_of(folder)
+    return stages_as_read(tmp_path_factory.mktemp("project"), "methods")
 
 
 @pytest.fixture(scope="module")

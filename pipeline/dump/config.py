@@ -106,8 +106,7 @@ class DumpConfig(Config):
             yield f"--temperature should be above 0, at least one; found {self.temperature}"
 
     def _run_problems(self) -> Iterator[str]:
-        names = ("teacher", "teacher_args", "weights")
-        given = [name for name in names if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+        given = self.given("teacher", "teacher_args", "weights")
         if self.run is not None and given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             yield f"--run says which teacher, with its arguments and weights: leave {flags} out, or --run"

@@ -14,7 +14,7 @@ from pipeline.sampler import Order, Rows
 from pipeline.softlabels import Dense
 from pipeline.sources.base import LabelSource, LabelStream
 from pipeline.sources.mixing import check_weights, checked_temperature, mixed, shares
-from pipeline.sources.together import agree, open_streams
+from pipeline.sources.together import agree, all_have, open_streams, same_classes
 
 
 class Mixture:
@@ -62,10 +62,7 @@ class Mixture:
         if not sources:
             raise ConfigError("a mixture needs at least one source")
         self.mix, self.temperature = mix, checked_temperature(mix, temperature)
-        if len({source.classes for source, _ in sources}) > 1:
-            raise ConfigError(
-                f"the sources of a mixture should have the same classes; found {[s.classes for s, _ in sources]}"
-            )
+        same_classes([source for source, _ in sources], "mixture")
         if mix == "correct" and labels is None:
             raise ConfigError("a mixture of those who are right needs the hard labels: pass labels")
         self.sources = [source for source, _ in sources]
@@ -81,7 +78,7 @@ class Mixture:
 
     def has(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Which of these dataset rows have labels in every source, (B,)."""
-        return np.asarray(np.logical_and.reduce([source.has(rows) for source in self.sources]))
+        return all_have(self.sources, rows)
 
     def stream(self, order: Order, epoch: int, start: int = 0, view: int = 0) -> _MixedStream:
         """A stream of each source, read side by side. Raises CacheMismatchError when a view is not the same in all."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError
 from pipeline.sampler import Order, Rows
 from pipeline.sources.base import LabelSource, LabelStream
-from pipeline.sources.together import agree
+from pipeline.sources.together import agree, all_have, same_classes
 
 
 def epochs_of(sources: int, epochs: int) -> tuple[int, ...]:
@@ -43,10 +43,7 @@ class Route:
             raise ConfigError(
                 f"a route needs a source, and an epoch for each: found {len(sources)} sources, {epochs} epochs"
             )
-        if len({source.classes for source in sources}) > 1:
-            raise ConfigError(
-                f"the sources of a route should have the same classes; found {[s.classes for s in sources]}"
-            )
+        same_classes(sources, "route")
         self.sources, self.epochs = tuple(sources), epochs
         agree(self.sources, 0)
 
@@ -61,7 +58,7 @@ class Route:
 
     def has(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Which of these dataset rows have labels in every source, (B,)."""
-        return np.asarray(np.logical_and.reduce([source.has(rows) for source in self.sources]))
+        return all_have(self.sources, rows)
 
     def stream(self, order: Order, epoch: int, start: int = 0, view: int = 0) -> LabelStream:
         """Labels of the source of ``epoch``. Raises CacheMismatchError when a view is not the same in all."""

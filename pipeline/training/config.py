@@ -340,9 +340,8 @@ class TrainConfig(Recipe):
 
     def _given(self, *names: str) -> Iterator[str]:
         """Those of the named options that do not have their default, as they are typed."""
-        for name in names:
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                yield f"--{name.replace('_', '-')}"
+        for name in self.given(*names):
+            yield f"--{name.replace('_', '-')}"
 
     def _route_problems(self) -> Iterator[str]:
         if not self.route:

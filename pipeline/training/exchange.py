@@ -49,6 +49,11 @@ class Exchange:
     def response(self) -> ResponseLoss:
         return self.own.response
 
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Those of ``own``, and what is learnt from peers."""
+        return (*self.own.used, "peers")
+
     def at(self, epoch: int) -> Exchange:
         """The same in every epoch."""
         return self

@@ -10,14 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.devices import autocast
 from pipeline.errors import ModelError
@@ -25,7 +24,6 @@ from pipeline.identity import digest, view_seed
 from pipeline.models import logits_of
 from pipeline.progress import Bar, Progress, Silent
 from pipeline.sampler import Order
-from pipeline.training.exchange import Exchange
 from pipeline.training.hinted import Hinted
 from pipeline.training.interruption import Interruption
 from pipeline.training.members import Members
@@ -35,7 +33,7 @@ from pipeline.training.ranks import AGREE_STEPS, ALONE, Ranks
 from pipeline.training.recipe import Recipe, outcome_options
 from pipeline.training.state import Position, load_state, save_state
 from pipeline.training.supply import Supply
-from pipeline.training.tally import Tally, exact_sum
+from pipeline.training.tally import Tally, exact_sum, judged
 from pipeline.training.task import Task
 
 LOG_SECONDS = 2.0
@@ -60,6 +58,14 @@ class Fitted:
     seconds: float
     examples: int
     figures: dict[str, float] = field(default_factory=dict)
+
+    def of(self, member: int) -> Fitted:
+        """What a fit of several members did to one of them, as a fit of it alone would say."""
+        history = [{k: v[member] if isinstance(v, list) else v for k, v in record.items()} for record in self.history]
+        scores = [(record["accuracy"], -record["nll"]) for record in history if "accuracy" in record]
+        figures = {k: v for k, v in history[self.kept_epoch].items() if k in ("accuracy", "nll")}
+        best = scores.index(max(scores)) if scores else self.best_epoch
+        return replace(self, history=history, best_epoch=best, figures=figures)
 
 
 class DivergedError(ModelError):
@@ -301,9 +307,7 @@ class _Fit:
             "loss": _plain(sums["total"] / self.visits),
         }
         objective = self.task.objective.at(position.epoch)
-        used = {"hard": objective.beta, "soft": objective.alpha, "hints": objective.hints is not None}
-        used["peers"] = isinstance(objective, Exchange)
-        record |= {name: _plain(sums[name] / self.visits) for name, weight in used.items() if weight}
+        record |= {name: _plain(sums[name] / self.visits) for name in objective.used}
         if len(self.task.validation):
             record["accuracy"], record["nll"] = (_plain(figure) for figure in self._validate())
             # Of several members none is the one to choose by.
@@ -342,10 +346,7 @@ class _Fit:
                 with autocast(task.device, self.recipe.precision):
                     logits = logits_of(self.forward(x)).float()
                 expected = labels[torch.from_numpy(rows).to(task.device)]
-                each = expected.expand(logits.shape[:-1])
-                hits = (logits.argmax(dim=-1) == each).sum(dim=-1)
-                nll = functional.cross_entropy(logits.movedim(-1, 1), each, reduction="none").sum(dim=-1)
-                found.append(torch.stack([hits, nll]))
+                found.append(judged(logits, expected))
             if ranks.sharded and len(found) < -(-order.all_batches // ranks.world):
                 whole = Order((task.validation,), size, shuffle=False)
                 self.forward(next(task.validation_inputs.stream(whole, 0, 0, 0)))  # as often as rank 0

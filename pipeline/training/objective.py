@@ -83,6 +83,10 @@ class Goal(Protocol):
     @property
     def response(self) -> ResponseLoss: ...
 
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The names of the ``Terms`` that count, besides the total."""
+
     def at(self, epoch: int) -> Goal:
         """What one epoch minimises."""
 
@@ -113,6 +117,12 @@ class Objective:
     def response(self) -> ResponseLoss:
         """The loss on soft labels that ``loss`` names."""
         return LOSSES[self.loss]
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Those of hard, soft and hints that weigh anything."""
+        weighed = {"hard": self.beta, "soft": self.alpha, "hints": self.hints is not None}
+        return tuple(name for name, weight in weighed.items() if weight)
 
     def at(self, epoch: int) -> Objective:
         """The objective of one epoch: itself, but where hints and labels take turns."""

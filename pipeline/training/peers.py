@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
@@ -20,7 +19,7 @@ from pipeline.sampler import Order
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import VALIDATION_BATCHES, Fitted
 from pipeline.training.members import Team
-from pipeline.training.tally import exact_sum
+from pipeline.training.tally import exact_sum, judged
 from pipeline.training.task import Task
 
 
@@ -102,18 +101,9 @@ def _figures(peers: Peers, config: TrainConfig, task: Task) -> list[list[float]]
         with torch.no_grad(), autocast(task.device, config.precision):
             logits = peers(x).float().cpu()
         logits = torch.cat([logits, mean_logits(logits[: len(peers.models)], temperature=1.0)[None]])
-        expected = labels[torch.from_numpy(rows)].expand(logits.shape[:-1])
-        hits = (logits.argmax(dim=-1) == expected).sum(dim=1)
-        nll = functional.cross_entropy(logits.movedim(-1, 1), expected, reduction="none").sum(dim=1)
-        found.append(torch.stack([hits, nll], dim=1))
-    figures: list[list[float]] = (exact_sum(torch.stack(found)) / order.examples).tolist()
+        found.append(judged(logits, labels[torch.from_numpy(rows)]))
+    figures: list[list[float]] = (exact_sum(torch.stack(found)) / order.examples).T.tolist()
     return figures
-
-
-def best_epoch(fitted: Fitted) -> int:
-    """The epoch in which the student itself, the first of the peers, was best on validation; -1 without one."""
-    scores = [(e["accuracy"][0], -e["nll"][0]) for e in fitted.history if "accuracy" in e]
-    return scores.index(max(scores)) if scores else -1
 
 
 def save_peers(folder: Path, peers: Peers, config: TrainConfig, metadata: dict[str, Any]) -> None:

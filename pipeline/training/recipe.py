@@ -23,9 +23,9 @@ WHERE_GIVEN = frozenset({"checkpoints", "peers", "peer", "exchange", "peer_weigh
 
 def outcome_options(config: Config) -> dict[str, Any]:
     """The options of a training run that decide its outcome, as JSON values."""
-    fields = type(config).__dataclass_fields__
-    silent = {name for name in WHERE_GIVEN & set(fields) if getattr(config, name) == fields[name].default}
-    return {k: v for k, v in config.as_dict().items() if k not in OUTCOME_FREE | ADDRESSES | silent}
+    options = config.as_dict()
+    silent = WHERE_GIVEN - set(config.given(*(WHERE_GIVEN & set(options))))
+    return {k: v for k, v in options.items() if k not in OUTCOME_FREE | ADDRESSES | silent}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,11 @@ class Shared:
         """The loss of the first member."""
         return self.objectives[0].response
 
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Those that any member uses."""
+        return tuple(name for name, weight in (("hard", self.beta), ("soft", self.alpha)) if weight)
+
     def at(self, epoch: int) -> Shared:
         """The same in every epoch."""
         return self

@@ -20,7 +20,7 @@ from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Fitted, fit
-from pipeline.training.peers import Peers, best_epoch, peer_records, save_peers, with_peers
+from pipeline.training.peers import Peers, peer_records, save_peers, with_peers
 from pipeline.training.preparation import Prepared, prepare
 from pipeline.training.ranks import Ranks
 from pipeline.training.recipe import Recipe, outcome_options
@@ -251,7 +251,7 @@ def keep_student(
     if isinstance(model, Peers):
         found = peer_records(model, config, prepared.task, fitted)
         own = {key: found["peers"][0][key] for key in ("loss", "accuracy", "nll") if key in found["peers"][0]}
-        record |= {"best_epoch": best_epoch(fitted), **own, **found}
+        record |= {"best_epoch": fitted.of(0).best_epoch, **own, **found}
         save_peers(folder, model, config, metadata)
     write_atomic(folder / SEED_RECORD, json_bytes({"identity": str(seed), "record": record}))
     return record

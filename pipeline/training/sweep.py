@@ -22,7 +22,7 @@ from pipeline.progress import Progress, Silent
 from pipeline.training.cohort import together
 from pipeline.training.grid import Cell, SweepConfig, plain_value
 from pipeline.training.grouping import Group, Preparations, plan
-from pipeline.training.loop import DivergedError, Fitted, fit
+from pipeline.training.loop import DivergedError, fit
 from pipeline.training.preparation import Prepared
 from pipeline.training.recipe import outcome_options
 from pipeline.training.shared import Shared
@@ -160,22 +160,13 @@ def _one_seed(
         raise ModelError(f"{error}. That is so for {some(lost, 5)}: without them the others can be trained") from error
     for number, (cell, model) in enumerate(zip(cohort.cells, members.members(), strict=True)):
         place = folder / cell.key / f"seed-{seed}"
-        keep_student(cell.config, prepared, model, place, seed, alone_of(fitted, number))
+        keep_student(cell.config, prepared, model, place, seed, fitted.of(number))
     state.unlink(missing_ok=True)
     return {
         "seconds": round(fitted.seconds, 3),
         "students_per_minute": round(60 * len(models) / max(fitted.seconds, 1e-9), 2),
         "stacked": not alone,
     }
-
-
-def alone_of(fitted: Fitted, number: int) -> Fitted:
-    """What a fit of several members did to one of them, as a fit of it alone would say."""
-    history = [{k: v[number] if isinstance(v, list) else v for k, v in record.items()} for record in fitted.history]
-    scores = [(record["accuracy"], -record["nll"]) for record in history if "accuracy" in record]
-    figures = {k: v for k, v in history[fitted.kept_epoch].items() if k in ("accuracy", "nll")}
-    best = scores.index(max(scores)) if scores else fitted.best_epoch
-    return replace(fitted, history=history, best_epoch=best, figures=figures)
 
 
 def _row(cell: Cell, cohort: Group, folder: Path) -> dict[str, Any]:

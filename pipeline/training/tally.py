@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.training.objective import Terms
 
@@ -46,6 +47,17 @@ class Tally:
     def sums(self) -> dict[str, Tensor]:
         """The exact sum of each term by its name, a scalar or (n,) float64; NaN when a value is not finite."""
         return dict(zip(Terms._fields, exact_sum(self.tensor()), strict=True))
+
+
+def judged(logits: Tensor, expected_B: Tensor) -> Tensor:
+    """How many of the rows have their label as largest class, and the sum of their negative log-likelihoods (nats).
+
+    (2,) of logits (B, C), (2, n) of those of n members, (n, B, C).
+    """
+    expected = expected_B.expand(logits.shape[:-1])
+    hits = (logits.argmax(dim=-1) == expected).sum(dim=-1)
+    nll = functional.cross_entropy(logits.movedim(-1, 1), expected, reduction="none").sum(dim=-1)
+    return torch.stack([hits, nll])
 
 
 def exact_sum(rows: Tensor) -> Tensor:

@@ -23,14 +23,7 @@ from tests.caches.noisy import CLASSES, ROWS, configured, dumped, logits_by, noi
 from tests.store.small import files_of
 
 
-@pytest.fixture(autouse=True)
-def _own_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "notes"))
-
-
-@pytest.fixture
-def teachers(tmp_path: Path) -> list[Cache]:
-    return [dumped(tmp_path / f"teacher{n}", n) for n in range(3)]
+pytestmark = pytest.mark.usefixtures("own_notes")
 
 
 def mean_of(cache: Cache, numbers: list[int], temperature: float) -> np.ndarray:

@@ -14,14 +14,7 @@ from pipeline.store import Cache, open_cache
 from tests.caches.noisy import dumped, noisy
 
 
-@pytest.fixture(autouse=True)
-def _own_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "notes"))
-
-
-@pytest.fixture
-def teachers(tmp_path: Path) -> list[Cache]:
-    return [dumped(tmp_path / f"teacher{n}", n) for n in range(3)]
+pytestmark = pytest.mark.usefixtures("own_notes")
 
 
 def everything_of(cache: Cache) -> bytes:
