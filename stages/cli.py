@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("stages.train", "Train a student from a cache, or on hard labels."),
     "sweep": ("stages.sweep", "Train students for every combination of some options, many at once."),
     "evaluate": ("stages.evaluate", "Measure a student on a split, and against its teacher."),
+    "compare": ("stages.compare", "Hold one evaluation against another, and against what is claimed."),
     "compress": ("stages.compress", "Prune, quantise and export a student, and run each result."),
     "report": ("stages.report", "Draw one page from what the other stages measured."),
     "cache": ("stages.cache", "Look at caches, work on them, and share them."),

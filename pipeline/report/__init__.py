@@ -29,6 +29,7 @@ class ReportConfig(Config):
     teacher: Path | None = option(None, "directory of the teacher, for what its training recorded")
     cache: Path | None = option(None, "directory of the cache, for its identity and what the dump cost")
     compressed: Path | None = option(None, "directory that softlabels compress wrote")
+    claims: tuple[Path, ...] = option((), "file that softlabels compare --out wrote")
     title: str = option("What distillation from the cache brought", "heading of the page")
     out: Path = option(REQUIRED, "directory for index.html and the plots")
 
@@ -77,6 +78,7 @@ def run(config: ReportConfig, progress: Progress | None = None) -> ReportReport:
         runs=config.runs,
         evaluations=config.evaluations,
         compressed=config.compressed,
+        claims=config.claims,
     )
     drawings = draw(findings, progress)
     page = render(findings, drawings, config.title).encode()

@@ -14,19 +14,20 @@ from pipeline import metrics
 from pipeline.errors import some
 from pipeline.identity import short
 from pipeline.progress import Progress
-from pipeline.report import charts, cost, figures, losses, tutors, words
+from pipeline.report import charts, claims, cost, figures, losses, tutors, words
 from pipeline.report.methods import KIND_MEANINGS, KIND_TITLES, KINDS, OMITTED
 from pipeline.report.reading import Cell, Findings
 from pipeline.report.style import Drawing
 
 PIXELS_PER_INCH = 97
-FIGURES = ("accuracy", "tutors", "losses", "curves", "pareto", "reliability", "confusion", "costs")
+FIGURES = ("accuracy", "claims", "tutors", "losses", "curves", "pareto", "reliability", "confusion", "costs")
 
 
 def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
     """Every figure that the findings have numbers for, by name, in the order of the page."""
     makers: tuple[Callable[[], Drawing | None], ...] = (
         lambda: figures.accuracy(findings),
+        lambda: claims.figure(findings.claims),
         lambda: tutors.figure(findings),
         lambda: losses.figure(findings),
         lambda: figures.curves(findings),
@@ -63,13 +64,14 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str) -> s
         pictures=pictures,
         sample=words.sample(findings),
         noise_note=words.noise_note(findings),
-        summary=[*words.summary(findings), *losses.summary(findings)],
+        summary=[*claims.summary(findings.claims), *words.summary(findings), *losses.summary(findings)],
         tiles=tiles(findings),
         meanings=[(KIND_TITLES[k], KIND_MEANINGS[k]) for k in KINDS if any(c.method.kind == k for c in findings.cells)],
         results=[result_row(cell) for cell in findings.cells],
         has_omitted=any(cell.omitted for cell in findings.cells),
         contrasts=words.contrasts(findings),
         families=[(family, [loss_row(line) for line in family.lines]) for family in families],
+        claims=claims.rows(findings.claims),
         gaps=[(gap, tutors.rows(gap)) for gap in tutors.gaps(findings)],
         by_chance=losses.expected_by_chance(families),
         compression=[compression_row(row) for row in findings.compressed.get("rows", [])],

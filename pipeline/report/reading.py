@@ -11,10 +11,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline import metrics
 from pipeline.errors import ConfigError
+from pipeline.evaluation.comparing import ACCURACY, OMITTED_CLASS, by_seed, compared, read_comparison
 from pipeline.metrics import Comparison
 from pipeline.report.methods import KINDS, OMITTED, SETTINGS, Method, is_soft, method_of
 from pipeline.runs import read_json
@@ -40,12 +40,11 @@ class Cell:
 
     @cached_property
     def accuracy(self) -> dict[int, float]:
-        return {int(seed): float(v["accuracy"]) for seed, v in self.details["seeds"].items()}
+        return by_seed(self.details, ACCURACY)
 
     @cached_property
     def omitted(self) -> dict[int, float]:
-        found = {int(s): v.get("omitted_class_accuracy") for s, v in self.details["seeds"].items()}
-        return {seed: float(value) for seed, value in found.items() if value is not None}
+        return by_seed(self.details, OMITTED_CLASS)
 
     @cached_property
     def headline(self) -> dict[int, float]:
@@ -57,11 +56,6 @@ class Cell:
         """Mean accuracy on validation over seeds, NaN when it was not measured."""
         values = [v["validation"]["accuracy"] for v in self.details["seeds"].values() if v.get("validation")]
         return float(np.mean(values)) if values else math.nan
-
-    @cached_property
-    def hits(self) -> npt.NDArray[np.float64]:
-        """The share of seeds that recognised each test example, (N,)."""
-        return np.asarray(self.details["hits"], dtype=np.float64) / max(len(self.accuracy), 1)
 
     @property
     def parameters(self) -> int:
@@ -78,18 +72,8 @@ class Cell:
 
 def compare(first: Cell, second: Cell) -> Comparison:
     """How much better ``first`` does on the figure their setting is about, paired by seed and by test example."""
-    if first.method.setting == OMITTED and first.omitted and second.omitted:
-        return metrics.compare(first.omitted, second.omitted, *_class_hits(first, second))
-    same = first.details["examples_digest"] == second.details["examples_digest"]
-    return metrics.compare(first.accuracy, second.accuracy, *((first.hits, second.hits) if same else ()))
-
-
-def _class_hits(first: Cell, second: Cell) -> tuple[npt.NDArray[np.float64], ...]:
-    """Hits on the omitted class alone, when both cells recorded which examples those are."""
-    rows = first.details.get("omitted_class_rows")
-    if not rows or first.details["examples_digest"] != second.details["examples_digest"]:
-        return ()
-    return first.hits[rows], second.hits[rows]
+    omitted = first.method.setting == OMITTED and first.omitted and second.omitted
+    return compared(first.details, second.details, OMITTED_CLASS if omitted else ACCURACY)
 
 
 @dataclass(frozen=True)
@@ -101,6 +85,7 @@ class Findings:
     dump: Mapping[str, Any]
     manifest: Mapping[str, Any]
     compressed: Mapping[str, Any]
+    claims: tuple[Mapping[str, Any], ...] = ()
 
     @cached_property
     def students(self) -> tuple[str, ...]:
@@ -250,6 +235,7 @@ def read_findings(
     runs: Sequence[Path],
     evaluations: Sequence[Path],
     compressed: Path | None,
+    claims: Sequence[Path] = (),
 ) -> Findings:
     """Read everything. Raises ConfigError when a directory that was named is not what it should be.
 
@@ -286,4 +272,5 @@ def read_findings(
         dump=read_optional(cache.with_name(f"{cache.name}.report.json") if cache else None),
         manifest=manifest,
         compressed=table,
+        claims=tuple(read_comparison(path) for path in claims),
     )
