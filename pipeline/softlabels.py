@@ -7,9 +7,12 @@ B rows are the positions of a batch, C the classes, K the kept classes, S the de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from pipeline.errors import EncodingError, TemperatureError
 
@@ -115,6 +118,23 @@ class TopK:
             f"Use one of those, or dump again with --temperature {temperature:g}"
         )
 
+    def bare(self) -> TopK:
+        """Top-k labels as they are kept without the residual: the kept classes renormalised, the others at nothing.
+
+        At each declared temperature ``p'_j = exp(z_j / T) / sum_i exp(z_i / T)``, summed over the kept classes, for a
+        kept class j, and 0 for any other: ``log_normaliser`` becomes the logsumexp of the kept logits / T, and
+        ``log_residual`` -inf. That is another teacher than the one asked, but where nothing was dropped (K = C).
+
+        >>> labels = TopK(np.array([[0, 2]]), np.zeros((1, 2)), np.log([[4.0]]), np.log([[0.5]]), (1.0,), 4)
+        >>> logprobs, log_residual = labels.bare().at(1.0)
+        >>> np.exp(logprobs).round(2).tolist(), log_residual.tolist()
+        ([[0.5, 0.5]], [-inf])
+        """
+        normaliser = self.log_normaliser * 0
+        for column, temperature in enumerate(self.temperatures):
+            normaliser[:, column] = _log_sum_exp(self.logits, temperature)
+        return replace(self, log_normaliser=normaliser, log_residual=normaliser * 0 - math.inf)
+
     def map(self, function: Callable[[Array], Array]) -> TopK:
         """The same labels with ``function`` applied to every array (a device move, a row selection)."""
         return replace(
@@ -124,6 +144,14 @@ class TopK:
             log_normaliser=function(self.log_normaliser),
             log_residual=function(self.log_residual),
         )
+
+
+def _log_sum_exp(logits: Array, temperature: float) -> Array:
+    """(B,): log of the sum of exp(z / T) over each row of (B, K) logits. Their largest is 0: no sum is beyond K."""
+    if hasattr(logits, "logsumexp"):
+        return (logits / temperature).logsumexp(1)
+    with np.errstate(over="ignore"):  # a logit far below the largest may leave its range: its exponential is 0
+        return np.log(np.exp(logits / temperature).sum(axis=1))
 
 
 def same_temperature(wanted: float, known: float) -> bool:

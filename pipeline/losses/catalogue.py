@@ -29,6 +29,8 @@ class ResponseLoss:
     - ``function``: of (logits, soft labels) and, as keywords, the temperature and the parameters of its own;
     - ``what``: it is, in a few words; ``source``: paper and year;
     - ``topk``: it is defined on top-k labels with their residual, and exact there; the others need dense ones;
+    - ``bare``: it is defined on bare top-k labels too (``TopK.bare``), and has there the value that it has on all
+      classes, of which the teacher gives the dropped ones nothing; reverse KL is infinite;
     - ``softened``: it has a temperature; ``labelled``: it needs the hard label of each row; ``batch``: a row's value
       depends on the other rows of its batch;
     - ``shares``: its parameters are shares, above 0 and below 1; those of the others are weights, 0 or more.
@@ -38,6 +40,7 @@ class ResponseLoss:
     what: str
     source: str
     topk: bool = False
+    bare: bool = False
     softened: bool = True
     labelled: bool = False
     batch: bool = False
@@ -82,7 +85,9 @@ class ResponseLoss:
 
 
 LOSSES: dict[str, ResponseLoss] = {
-    "kl": ResponseLoss(distillation_loss, "KL(teacher || student)", "Hinton, Vinyals and Dean 2015", topk=True),
+    "kl": ResponseLoss(
+        distillation_loss, "KL(teacher || student)", "Hinton, Vinyals and Dean 2015", topk=True, bare=True
+    ),
     "logit-regression": ResponseLoss(
         logit_regression_loss, "squared difference of the centred logits", "Ba and Caruana 2014", softened=False
     ),
@@ -92,6 +97,7 @@ LOSSES: dict[str, ResponseLoss] = {
         "generalised Jensen-Shannon divergence",
         "Agarwal et al. 2024 (GKD)",
         topk=True,
+        bare=True,
         shares=True,
     ),
     "skewed-kl": ResponseLoss(
@@ -99,10 +105,16 @@ LOSSES: dict[str, ResponseLoss] = {
         "KL to a mixture of student and a little teacher",
         "Ko et al. 2024 (DistiLLM)",
         topk=True,
+        bare=True,
         shares=True,
     ),
     "skewed-reverse-kl": ResponseLoss(
-        skewed_reverse_kl_loss, "reverse KL to such a mixture", "Ko et al. 2024 (DistiLLM)", topk=True, shares=True
+        skewed_reverse_kl_loss,
+        "reverse KL to such a mixture",
+        "Ko et al. 2024 (DistiLLM)",
+        topk=True,
+        bare=True,
+        shares=True,
     ),
     "dkd": ResponseLoss(
         decoupled_loss, "decoupled: target class and other classes apart", "Zhao et al. 2022", labelled=True

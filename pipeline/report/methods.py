@@ -132,7 +132,7 @@ def _variant(config: Mapping[str, Any], soft: bool, labels: str) -> str:
         smoothed and f"with {smoothed}",
         noisy and f"and hard labels, {noisy}",
     ]
-    text = " ".join(filter(None, said))
+    text = " ".join(filter(None, said)) + (", bare" if config.get("bare_topk") else "")
     return "" if text == KL else text
 
 

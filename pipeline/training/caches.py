@@ -144,6 +144,11 @@ def _check_served(cache: Cache, config: TrainConfig) -> None:
             f"{what} needs the logits of all classes; {cache.address} keeps the largest ones ({cache.encoding.name}). "
             f"Use a loss that is defined on those ({fitting}), without --standardise, or dump with --encoding dense"
         )
+    if config.bare_topk and not kept:
+        raise ConfigError(
+            f"--bare-topk is of top-k labels; {cache.address} keeps the logits of all classes ({cache.encoding.name}). "
+            "Leave it out, or make top-k labels of it (softlabels cache transcode --encoding topk)"
+        )
     if response.softened and kept and not any(same_temperature(config.temperature, known) for known in kept):
         raise ConfigError(
             f"--temperature {config.temperature:g} was not kept by {cache.address}: it holds T = "

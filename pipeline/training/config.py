@@ -28,7 +28,7 @@ from pipeline.training.recipe import Recipe
 
 DEFAULT_ALPHA = 0.9
 DEFAULT_BLOCK = 4096
-OF_SOFT_LABELS = ("loss", "loss_args", "standardise")
+OF_SOFT_LABELS = ("loss", "loss_args", "standardise", "bare_topk")
 """Options that say how soft labels are learnt, and nothing where there are none."""
 OF_HINTS = ("hint_loss", "hint_weight", "hint_epochs", "hints_in_turn")
 """Options that say how hints are learnt, and nothing where there are none."""
@@ -97,6 +97,11 @@ class TrainConfig(Recipe):
     )
     loss_args: tuple[str, ...] = option((), "key=value parameters of the loss, such as skew=0.1")
     standardise: bool = option(False, "z-scores in the place of the logits, the student's and the teacher's")
+    bare_topk: bool = option(
+        False,
+        "top-k labels as others keep them: the kept classes renormalised, the dropped mass thrown away; to compare "
+        "with",
+    )
     label_smoothing: float = option(0.0, "share of each hard label that is spread evenly over all classes, below 1")
     hints: tuple[str, ...] = option(
         (),
@@ -195,6 +200,7 @@ class TrainConfig(Recipe):
             standardise=self.standardise,
             smoothing=self.label_smoothing,
             hints=self._hints,
+            bare=self.bare_topk,
         )
 
     @property
@@ -263,6 +269,24 @@ class TrainConfig(Recipe):
         if not self.cached and self.teacher is None:
             for flag in self._given(*OF_SOFT_LABELS):
                 yield f"{flag} is of soft labels, and there are none: name a --cache or a --teacher"
+
+        if self.bare_topk:
+            yield from self._bare_problems()
+
+    def _bare_problems(self) -> Iterator[str]:
+        fitting = ", ".join(name for name, loss in LOSSES.items() if loss.bare)
+        if self.teacher is not None:
+            yield "--bare-topk is of top-k labels, and a --teacher gives those of all classes: use a --cache of them"
+        if self.standardise:
+            yield "--bare-topk is of top-k labels, and --standardise needs the logits of all classes: leave one out"
+        if len(self.labels) > 1 and self.mix not in APART:
+            yield f"--bare-topk is of top-k labels, and --mix {self.mix} needs dense ones: use --mix losses"
+        if self.loss in LOSSES and not LOSSES[self.loss].bare:
+            why = "is infinite" if LOSSES[self.loss].topk else "is not defined"
+            yield (
+                f"--loss {self.loss} {why} where the teacher gives classes nothing, as with --bare-topk: use one of "
+                f"{fitting}"
+            )
 
     def _hint_problems(self) -> Iterator[str]:
         if not self.hints:

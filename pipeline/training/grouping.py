@@ -15,7 +15,9 @@ from pipeline.training.preparation import Prepared, prepare
 from pipeline.training.recipe import OUTCOME_FREE, outcome_options
 from pipeline.training.stage import run_identity
 
-OF_OBJECTIVE = frozenset({"alpha", "beta", "temperature", "loss", "loss_args", "standardise", "label_smoothing"})
+OF_OBJECTIVE = frozenset(
+    {"alpha", "beta", "temperature", "loss", "loss_args", "standardise", "bare_topk", "label_smoothing"}
+)
 """Options that say what a student minimises: students that differ in these alone are trained together."""
 OF_STUDENT = frozenset(
     {"student", "student_args", "seed", "seeds", "epochs", "batch_size", "accumulate", "optimizer", "lr"}
@@ -129,5 +131,5 @@ def _of_group(config: TrainConfig, without: frozenset[str] = frozenset()) -> dic
 def _of_preparation(config: TrainConfig) -> dict[str, Any]:
     """What preparation looks at, to find or to refuse."""
     return _of_group(config, without=OF_STUDENT) | {
-        name: getattr(config, name) for name in ("temperature", "loss", "standardise")
+        name: getattr(config, name) for name in ("temperature", "loss", "standardise", "bare_topk")
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.losses import FEATURE_LOSSES, LOSSES, ResponseLoss
 
-DENSE, ANY, HARD = "dense", "dense, top-k", "none"
+DENSE, TOPK, ANY, HARD = "dense", "top-k", "dense, top-k", "none"
 EITHER = "none, or any"
 
 
@@ -44,6 +44,13 @@ def _responses() -> Iterator[Method]:
     for name, loss in LOSSES.items():
         yield Method("response", loss.what, _switch(name, loss), ANY if loss.topk else DENSE, loss.source)
     yield Method("response", "logit standardisation, with any loss", "--standardise", DENSE, "Sun et al. 2024")
+    yield Method(
+        "response",
+        "kept classes renormalised, to compare with",
+        "--bare-topk",
+        TOPK,
+        "as others keep them; measured by Anshumann et al. 2025",
+    )
 
 
 def _switch(name: str, loss: ResponseLoss) -> str:

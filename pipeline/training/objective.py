@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from pipeline.errors import EncodingError
 from pipeline.losses import (
     FEATURE_LOSSES,
     LOSSES,
@@ -17,7 +18,7 @@ from pipeline.losses import (
     standardised,
     standardised_labels,
 )
-from pipeline.softlabels import Opinions, SoftLabels
+from pipeline.softlabels import Opinions, SoftLabels, TopK
 from pipeline.training.hints import Hints
 
 
@@ -99,7 +100,8 @@ class Objective:
     """``alpha`` times the soft term of rows that have soft labels, plus ``beta`` times the hard one of labelled rows.
 
     - ``loss``: a name in ``losses.LOSSES``, ``parameters``: of its own, (name, value) each; ``temperature`` of both
-      sides; ``standardise``: z-scores in the place of the logits of both sides (Sun et al. 2024);
+      sides; ``standardise``: z-scores in the place of the logits of both sides (Sun et al. 2024); ``bare``: top-k
+      labels without their residual (``TopK.bare``);
     - ``smoothing``: share of a hard label that is spread over all classes;
     - ``hints``: what is learnt from the teacher's features, None for nothing.
     """
@@ -112,6 +114,7 @@ class Objective:
     standardise: bool = False
     smoothing: float = 0.0
     hints: Hints | None = None
+    bare: bool = False
 
     @property
     def response(self) -> ResponseLoss:
@@ -167,6 +170,10 @@ class Objective:
     def _rows(self, logits: Tensor, labels: Tensor, soft: SoftLabels) -> Tensor:
         if self.standardise:
             logits, soft = standardised(logits), standardised_labels(soft)
+        if self.bare:
+            if not isinstance(soft, TopK):
+                raise EncodingError("bare top-k labels are made of top-k ones; found labels of all classes")
+            soft = soft.bare()
         return self.response(logits, soft, labels, self.temperature, **dict(self.parameters))
 
     def _hints(self, output: Output, batch: Batch, hints: Hints) -> Tensor:

@@ -124,7 +124,7 @@ def _soft_key(objective: Objective, number: int) -> Any:
     response = objective.response
     temperature = objective.temperature if response.softened else None
     alone = number if response.batch else None
-    return objective.loss, objective.parameters, temperature, objective.standardise, alone
+    return objective.loss, objective.parameters, temperature, objective.standardise, objective.bare, alone
 
 
 def _alike(keys: Iterable[tuple[int, Any]]) -> list[list[int]]:

@@ -73,6 +73,13 @@ def only(findings: Findings) -> Family:
             "KL with features (hint, 2 layers, layer by layer, before labels)",
             None,
         ),
+        ({"bare_topk": True}, "KL, bare", "soft labels, KL, bare"),
+        (
+            {"bare_topk": True, "loss": "skewed-kl", "cache": None, "labels": ["a", "b"], "mix": "losses"},
+            "skewed KL from 2 caches, a loss each, bare",
+            None,
+        ),
+        ({"bare_topk": True, "alpha": 0.0}, "hard labels", "hard labels"),
         ({"loss": "a-loss-of-tomorrow"}, "a loss of tomorrow", None),
     ],
 )
@@ -80,6 +87,10 @@ def test_a_loss_is_told_by_the_configuration(config: dict[str, Any], loss: str, 
     method = method_of({**BASE, **config})
     assert method.loss_title == loss
     assert title in (None, method.title)
+
+
+def test_bare_labels_are_named_beside_their_cache() -> None:
+    assert method_of({**BASE, "bare_topk": True}, "top3").title == "soft labels, KL from top3, bare"
 
 
 def test_losses_do_not_fall_together(world: World) -> None:

@@ -229,6 +229,22 @@ def test_rows_without_soft_labels_and_top_k_labels(
         alike(cell.config.out, tmp_path / cell.key)
 
 
+def test_bare_labels_and_those_with_the_residual_are_trained_together(
+    sweep: Make, make_cache: Callable[..., str], fits: list[Members], tmp_path: Path
+) -> None:
+    topk = make_cache("topk", encoding="topk", k=1, temperature=(4.0,))
+    made = sweep("bare-topk=true,false", "alpha=0.5,1", cache=topk)
+    run(made)
+    assert [members.count for members in fits] == [2, 2]
+    for cell in made.cells:
+        train(dataclasses.replace(cell.config, out=tmp_path / cell.key))
+        alike(cell.config.out, tmp_path / cell.key)
+    with pytest.raises(ConfigError, match=r"cache keeps the logits of all classes.*in 1 of 2 cells: bare-topk=true"):
+        run(sweep("bare_topk=true,false"))
+    with pytest.raises(ConfigError, match=r"--loss reverse-kl is infinite.*in 1 of 4 cells"):
+        sweep("bare_topk=true,false", "loss=kl,reverse-kl", cache=topk)
+
+
 def test_students_that_differ_in_more_than_the_objective_are_apart(sweep: Make, fits: list[Members]) -> None:
     run(sweep("student=mlp-4,mlp-5", "alpha=0,0.5,0.9,1", "temperature=2", beta=None, seeds=2))
     # Each student: hard labels alone; both; soft labels alone. Each of these for two seeds.

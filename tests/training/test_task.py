@@ -16,6 +16,7 @@ from pipeline.sampler import Order
 from pipeline.sources import CachedLabels, LiveTeacher
 from pipeline.training import TrainConfig, fit, prepare
 from pipeline.training.inputs import LoadedInputs, ResidentInputs, make_inputs
+from pipeline.training.recipe import outcome_options
 from pipeline.training.stage import initial_student
 from pipeline.training.task import keep_labels, repeated, view_numbers
 from pipeline.views import make_views
@@ -124,6 +125,28 @@ def test_what_a_topk_cache_cannot_serve_is_refused(config: Make, make_cache: Cal
     with pytest.raises(ConfigError, match="--encoding dense"):
         prepare(config(cache=made, loss="logit-regression"))
     prepare(config(cache=made, temperature=3.0, alpha=0.0))
+
+
+def test_bare_labels_are_of_topk_caches(config: Make, make_cache: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match=r"--bare-topk is of top-k labels; .*cache keeps .* \(dense\).*transcode"):
+        prepare(config(bare_topk=True))
+    made = make_cache("topk", encoding="topk", k=2, temperature=(1.0, 4.0))
+    fitted = {}
+    for bare in (False, True):
+        options = config(cache=made, alpha=1.0, epochs=6, bare_topk=bare)
+        prepared = prepare(options)
+        fitted[bare] = fit(initial_student(options, prepared.dataset, 0), prepared.task, options, seed=0).history
+    assert fitted[True][-1]["soft"] < fitted[True][0]["soft"] != fitted[False][0]["soft"]
+    other = make_cache("other", encoding="topk", k=1, temperature=(4.0,))
+    several = config(cache=None, labels=(made, other), mix="losses", bare_topk=True)
+    assert prepare(several).task.objective.at(0) == several.objective and several.objective.bare
+    with pytest.raises(ConfigError, match=r"cache keeps .* \(dense\)"):
+        prepare(config(labels=(made, config().cache), cache=None, mix="losses", bare_topk=True))
+
+
+def test_runs_that_are_not_bare_keep_their_identity(config: Make) -> None:
+    plain, bare = (outcome_options(config(bare_topk=bare)) for bare in (False, True))
+    assert bare == {**plain, "bare_topk": True} and "bare_topk" not in plain
 
 
 @pytest.mark.parametrize("name", LOSSES)
