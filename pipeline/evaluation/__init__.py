@@ -2,12 +2,13 @@
 
 The teacher does not run: its opinion of the split comes from the cache, that of several teachers from their mixture.
 All seeds of a run are measured together, so the data is read once. Choices are made on validation, so its figures are
-written beside those of the split.
+written beside those of the split. With ``--correct-class`` all figures are of models whose logits of some classes were
+moved to fit validation (``correction``): those of validation then flatter a little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import resolve_device, use_threads
 from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.correction import Correction, fit_correction, known_shares
 from pipeline.evaluation.describing import describe, summarise
 from pipeline.evaluation.scoring import (
     labelled_rows,
@@ -31,7 +33,7 @@ from pipeline.evaluation.teachers import open_teachers
 from pipeline.evaluation.uncertainty import measured
 from pipeline.identity import digest
 from pipeline.metrics import Scores
-from pipeline.models import check_model
+from pipeline.models import Hydra, check_model
 from pipeline.outputs import json_bytes
 from pipeline.progress import Progress, Silent
 from pipeline.runs import Run, build_student, read_run
@@ -89,12 +91,22 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
     example = dataset.prepare(dataset.load(int(rows_of[config.split][0])))[None]
     for model in models.values():
         check_model(model, classes=len(dataset.classes), example_input=example)
+    if config.correct_class:
+        _check_correction(config, models, dataset)
     teachers = open_teachers(config.cache, trained)
     predictors = {seed: torch_predictor(model, device) for seed, model in models.items()}
 
     found: dict[str, dict[int, Scores]] = {}
     own: Scores | None = None
-    with progress.bar("evaluate", sum(map(len, rows_of.values())), "examples") as bar:
+    correction: Correction | None = None
+    looked_at = sum(map(len, rows_of.values())) + (len(rows_of["validation"]) if config.correct_class else 0)
+    with progress.bar("evaluate", looked_at, "examples") as bar:
+        if config.correct_class:
+            correction = fit_correction(
+                config.correct_class, predictors, dataset,
+                batch_size=config.batch_size, workers=config.workers, advance=bar.update,
+            )  # fmt: skip
+            predictors = correction.apply(predictors)
         for split in rows_of:
             known = teachers is not None and split in teachers.splits
             teacher = teachers.labels(dataset, split, config.temperature) if teachers and known else None
@@ -105,6 +117,7 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
             if split == config.split and teacher:
                 own = teacher_scores(teacher, dataset, rows_of[split], config.batch_size)
     details = describe(config, dataset, trained, models, found, own, teachers)
+    details |= {} if correction is None else {"correction": correction.as_dict()}
     uncertainty = measured(
         models, teachers, dataset, config.split, rows_of[config.split],
         device=device, batch_size=config.batch_size, workers=config.workers,
@@ -126,6 +139,16 @@ def open_dataset(data: str | None, data_args: Sequence[str], trained: Run | None
             raise ConfigError("--data should name a dataset")
         data, data_args = trained.reference("data"), data_args or tuple(trained.config.get("data_args") or ())
     return load_dataset(data, parse_arguments(tuple(data_args), "--data-args"))
+
+
+def _check_correction(config: EvaluateConfig, models: Mapping[int, nn.Module], dataset: Dataset) -> None:
+    """Raise ConfigError or DataError for what cannot be corrected, before any work."""
+    known_shares(config.correct_class, dataset)
+    if any(isinstance(model, Hydra) for model in models.values()):
+        raise ConfigError(
+            "--correct-class is of models with one head: how far several disagree would be measured on answers that "
+            "are not corrected. Leave it out"
+        )
 
 
 def _models(config: EvaluateConfig, trained: Run | None, dataset: Dataset) -> dict[int, nn.Module]:

@@ -28,6 +28,12 @@ class EvaluateConfig(Config):
         "cache with the teacher's labels of the split; that of the run, or its mixture, unless given; 'none' for none",
     )
     split: str = option("test", "what to measure on", choices=SPLITS)
+    correct_class: tuple[str, ...] = option(
+        (),
+        "class whose logits get the constant that fits validation best, where its mean probability is its share there: "
+        "for a class that was left out of training",
+        metavar="NAME",
+    )
     out: Path = option(REQUIRED, "directory for metrics.json and details.json")
     bins: int = option(15, "equal-width bins of confidence, for calibration")
     temperature: float = option(
@@ -47,4 +53,6 @@ class EvaluateConfig(Config):
             yield "--weights needs --student and --data: a file of weights does not say what they are for"
         if self.temperature <= 0:
             yield f"--temperature should be above 0; found {self.temperature:g}"
+        if len(set(self.correct_class)) < len(self.correct_class):
+            yield f"--correct-class names a class twice; found {', '.join(self.correct_class)}"
         yield from self.below(bins=1, batch_size=1, workers=0, threads=0)

@@ -109,8 +109,17 @@ def summarise(details: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": details["parameters"],
         "seeds": len(seeds),
         **averaged(details.get("uncertainty")),
+        **_mean_biases(details.get("correction")),
     }
     return {key: value for key, value in flat.items() if value is not None}
+
+
+def _mean_biases(correction: Mapping[str, Any] | None) -> dict[str, float]:
+    """Of each class that was corrected, the mean over seeds of what its logit was raised by."""
+    if correction is None:
+        return {}
+    means = np.mean(list(correction["bias"].values()), axis=0)
+    return {f"bias_{name}": round(float(mean), 4) for name, mean in zip(correction["classes"], means, strict=True)}
 
 
 def _figures(scores: Scores, bins: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ _CAPITALS = {"kl": "KL", "jensen": "Jensen", "shannon": "Shannon", "dkd": "DKD",
 class Method:
     """``setting``: what was scarce; ``kind``: which labels; ``detail``: the share of labels or the class left out.
 
-    ``variant``: the loss, where it is not the usual one (cross-entropy on hard labels, KL on soft ones).
+    ``variant``: the loss, where it is not the usual one (cross-entropy on hard labels, KL on soft ones), and what was
+    corrected afterwards.
     """
 
     setting: str
@@ -79,12 +80,13 @@ class Method:
         return f"{self.title}{suffix if self.kind in (HARD, SOFT) else ''}"
 
 
-def method_of(config: Mapping[str, Any], labels: str = "") -> Method:
+def method_of(config: Mapping[str, Any], labels: str = "", corrected: Sequence[str] = ()) -> Method:
     """Classify a training configuration.
 
     ``alpha`` is the weight of the soft labels, ``train_views`` which views are trained on, ``label_view`` whose label
     a view takes (its own or that of the plain one), ``labelled_fraction`` the share of examples that keep their hard
-    label, ``omit_class`` the class without any example. ``labels`` names the soft labels where others are the usual.
+    label, ``omit_class`` the class without any example. ``labels`` names the soft labels where others are the usual,
+    ``corrected`` the classes whose bias was corrected for the evaluation.
     """
     soft = is_soft(config)
     views = str(config.get("train_views") or "plain") not in ("plain", "1")
@@ -97,6 +99,10 @@ def method_of(config: Mapping[str, Any], labels: str = "") -> Method:
     else:
         kind = SOFT
     variant = _variant(config, soft, labels)
+    if corrected:
+        variant = ", ".join(
+            filter(None, [variant or (KL if soft else ""), f"bias of {' and '.join(corrected)} corrected"])
+        )
     if omitted:
         return Method(OMITTED, kind, omitted, variant)
     if fraction < 1:

@@ -178,7 +178,7 @@ def read_cell(folder: Path, runs: Mapping[str, Path]) -> Cell:
     return Cell(
         name=folder.name,
         student=str(details["student"]),
-        method=method_of(config),
+        method=method_of(config, corrected=_corrected(details)),
         metrics=flat,
         details=details,
         histories=read_histories(run) if run else {},
@@ -201,11 +201,16 @@ def _with_labels_named(cells: Sequence[Cell]) -> list[Cell]:
         return list(cells)
     usual = max(distinct, key=found.count)
     return [
-        replace(cell, method=method_of(config, PurePath(str(config["cache"])).name))
+        replace(cell, method=method_of(config, PurePath(str(config["cache"])).name, _corrected(cell.details)))
         if own not in ("", usual) and (config := cell.details["config"])
         else cell
         for cell, own in zip(cells, found, strict=True)
     ]
+
+
+def _corrected(details: Mapping[str, Any]) -> Sequence[str]:
+    """The classes whose bias was corrected (``evaluate --correct-class``)."""
+    return [str(name) for name in (details.get("correction") or {}).get("classes", ())]
 
 
 def read_histories(run: Path) -> dict[int, list[dict[str, Any]]]:
