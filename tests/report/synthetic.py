@@ -53,10 +53,17 @@ class World:
     runs: list[Path] = field(default_factory=list)
 
     def add(
-        self, student: str, method: str, accuracies: Sequence[float], *, parameters: int = 1000, digest: str = "e" * 64
+        self,
+        student: str,
+        method: str,
+        accuracies: Sequence[float],
+        *,
+        parameters: int = 1000,
+        digest: str = "e" * 64,
+        corrected: Sequence[str] = (),
     ) -> Path:
         name = f"{student}-{method}"
-        run, evaluation = self.root / "runs" / name, self.root / "evaluations" / name
+        run, evaluation = self.root / "runs" / name, self.root / "evaluations" / "-".join([name, *corrected])
         config = {**BASE, "student": student, **{**METHODS, **LOSSES}[method]}
         labels = np.arange(EXAMPLES) % len(CLASSES)
         hits, confusion, seeds = np.zeros(EXAMPLES, int), np.zeros((4, 4), int), {}
@@ -89,6 +96,8 @@ class World:
             "hits": hits.tolist(),
             "teacher": {"accuracy": 0.98, "per_class_accuracy": [1.0] * 4, "omitted_class_accuracy": 0.97},
         }
+        if corrected:
+            details["correction"] = {"classes": list(corrected), "bias": {seed: [1.0] for seed in seeds}}
         mean = float(np.mean([s["accuracy"] for s in seeds.values()]))
         flat = {"accuracy": mean, "nll": 0.5, "ece": 0.05, "teacher_agreement": 0.9, "kl_to_teacher": 0.1}
         write(evaluation / "details.json", details)
@@ -101,7 +110,8 @@ class World:
         write(run / "run.json", record)
         write(run.with_name(f"{name}.report.json"), {"seconds": 3.0})
         self.evaluations.append(evaluation)
-        self.runs.append(run)
+        if run not in self.runs:
+            self.runs.append(run)
         return evaluation
 
     def add_cache(self, **changes: Any) -> Path:

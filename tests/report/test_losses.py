@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from pipeline import report
-from pipeline.report import ReportConfig
+from pipeline.report import ReportConfig, cost
 from pipeline.report.losses import Family, expected_by_chance, families, summary
 from pipeline.report.methods import method_of
 from pipeline.report.reading import Findings, read_findings
@@ -87,6 +87,32 @@ def test_a_loss_is_told_by_the_configuration(config: dict[str, Any], loss: str, 
     method = method_of({**BASE, **config})
     assert method.loss_title == loss
     assert title in (None, method.title)
+
+
+def test_two_evaluations_of_a_run_are_told_apart(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add("mlp-8", "omit-hard", [0.3, 0.3125, 0.325])
+    world.add("mlp-8", "omit-soft", KL)
+    before = read(world)
+    world.add("mlp-8", "omit-soft", [0.95, 0.9625, 0.95], corrected=["<3>", "1"])
+    world.add("mlp-8", "omit-hard", [0.35, 0.3375, 0.35], corrected=["<3>"])
+    findings = read(world)
+    said = {cell.name: cell.method.title for cell in findings.cells}
+    assert said == {
+        "mlp-8-omit-hard": "hard labels",
+        "mlp-8-omit-hard-<3>": "hard labels, bias of <3> corrected",
+        "mlp-8-omit-soft": "soft labels",
+        "mlp-8-omit-soft-<3>-1": "soft labels, KL, bias of <3> and 1 corrected",
+    }
+    assert [cell.name for cell in findings.leading] == ["mlp-8-omit-hard", "mlp-8-omit-soft"]
+    names = {line.cell.name: line.name for line in only(findings).lines}
+    assert len(set(names.values())) == 4 and names["mlp-8-omit-soft-<3>-1"] == "KL, bias of <3> and 1 corrected"
+    assert cost.labels_read(findings) == cost.labels_read(before) == 3 * 20 * 100, "a run is counted once"
+    assert "soft labels, KL, bias of &lt;3&gt; and 1 corrected" in page(world, tmp_path / "page")
+
+
+def test_a_corrected_evaluation_names_its_labels_too() -> None:
+    assert method_of(BASE, "top3", ["3"]).title == "soft labels, KL from top3, bias of 3 corrected"
 
 
 def test_bare_labels_are_named_beside_their_cache() -> None:
