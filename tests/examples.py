@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def written() -> tuple[str, ...]:
     """What the stages of an example write, beside what is in the repository."""
-    return ("caches", "models", "runs", "evaluations", "report", "dvc.lock")
+    return ("caches", "claims", "data", "models", "runs", "evaluations", "report", "dvc.lock")
 
 
 def stages_as_read(folder: Path, example: str) -> dict[str, Any]:

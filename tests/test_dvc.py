@@ -18,7 +18,7 @@ from pipeline.training import TrainConfig
 from stages.options import settings_from
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("models", "caches", "runs", "evaluations", "compressed", "report")
+FOLDERS = ("data", "models", "caches", "runs", "evaluations", "claims", "compressed", "report")
 
 
 def resolved(folder: Path, **replacements: str) -> dict[str, Any]:
