@@ -38,8 +38,8 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
     for name in ("teacher", "transform"):
         run.reference(name)
     # Hints go: what is left of a pruned layer no longer stands for what the layer was taught to give. So do peers: the
-    # student alone is compressed.
-    gone = {"hints", *OF_HINTS, "peers", "peer", *OF_PEERS}
+    # student alone is compressed; and a weight that rose for a new student is whole for one that has learnt.
+    gone = {"hints", *OF_HINTS, "peers", "peer", *OF_PEERS, "alpha_epochs"}
     kept = {name: value for name, value in run.config.items() if name not in gone}
     options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()}
     options |= {

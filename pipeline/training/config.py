@@ -28,7 +28,7 @@ from pipeline.training.recipe import Recipe
 
 DEFAULT_ALPHA = 0.9
 DEFAULT_BLOCK = 4096
-OF_SOFT_LABELS = ("loss", "loss_args", "standardise", "bare_topk")
+OF_SOFT_LABELS = ("loss", "loss_args", "standardise", "bare_topk", "alpha_epochs")
 """Options that say how soft labels are learnt, and nothing where there are none."""
 OF_HINTS = ("hint_loss", "hint_weight", "hint_epochs", "hints_in_turn")
 """Options that say how hints are learnt, and nothing where there are none."""
@@ -90,6 +90,11 @@ class TrainConfig(Recipe):
     out: Path = option(REQUIRED, "directory of the run")
     seeds: int = option(1, "how many students to train, from --seed upwards")
     alpha: float | None = option(None, "weight of the soft labels; 0.9 with a cache or teacher, else 0")
+    alpha_epochs: int = option(
+        0,
+        "first epochs (of labels) over which the weight of the soft labels rises linearly to alpha; 0 gives it whole "
+        "from the start",
+    )
     beta: float | None = option(None, "weight of the hard labels; 1 - alpha unless given")
     temperature: float = option(4.0, "of the soft labels; --loss logit-regression has none")
     loss: str = option(
@@ -201,6 +206,7 @@ class TrainConfig(Recipe):
             smoothing=self.label_smoothing,
             hints=self._hints,
             bare=self.bare_topk,
+            rising=self.alpha_epochs,
         )
 
     @property
@@ -239,7 +245,7 @@ class TrainConfig(Recipe):
         yield from self._mixture_problems()
         yield from self._peer_problems()
         yield from self._route_problems()
-        yield from self.below(seeds=1, cache_bytes=0, hint_epochs=0)
+        yield from self.below(seeds=1, cache_bytes=0, hint_epochs=0, alpha_epochs=0)
         if not 0 < self.labelled_fraction <= 1:
             yield f"--labelled-fraction should be above 0 and at most 1; found {self.labelled_fraction}"
         if not 0 <= self.label_noise < 1:
@@ -269,6 +275,12 @@ class TrainConfig(Recipe):
         if not self.cached and self.teacher is None:
             for flag in self._given(*OF_SOFT_LABELS):
                 yield f"{flag} is of soft labels, and there are none: name a --cache or a --teacher"
+        elif self.alpha_epochs and self._weights[0] == 0:
+            yield "--alpha-epochs is of soft labels, which weigh nothing: --alpha above 0"
+        labelled = self.epochs - self.hint_epochs
+        if self.alpha_epochs >= max(labelled, 1):
+            of = f"--epochs {self.epochs}" + (f" after --hint-epochs {self.hint_epochs}" if self.hint_epochs else "")
+            yield f"--alpha-epochs should leave some of {of} for the whole alpha; found {self.alpha_epochs}"
 
         if self.bare_topk:
             yield from self._bare_problems()

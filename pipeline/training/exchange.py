@@ -55,8 +55,8 @@ class Exchange:
         return (*self.own.used, "peers")
 
     def at(self, epoch: int) -> Exchange:
-        """The same in every epoch."""
-        return self
+        """With ``own`` as it is in that epoch; what is learnt from peers weighs the same in all."""
+        return replace(self, own=self.own.at(epoch))
 
     def __call__(self, output: Output, batch: Batch) -> Terms:
         """Sums (n,) over the rows of a batch, of logits (n, B, C)."""

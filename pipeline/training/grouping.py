@@ -16,7 +16,17 @@ from pipeline.training.recipe import OUTCOME_FREE, outcome_options
 from pipeline.training.stage import run_identity
 
 OF_OBJECTIVE = frozenset(
-    {"alpha", "beta", "temperature", "loss", "loss_args", "standardise", "bare_topk", "label_smoothing"}
+    {
+        "alpha",
+        "alpha_epochs",
+        "beta",
+        "temperature",
+        "loss",
+        "loss_args",
+        "standardise",
+        "bare_topk",
+        "label_smoothing",
+    }
 )
 """Options that say what a student minimises: students that differ in these alone are trained together."""
 OF_STUDENT = frozenset(

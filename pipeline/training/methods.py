@@ -51,6 +51,9 @@ def _responses() -> Iterator[Method]:
         TOPK,
         "as others keep them; measured by Anshumann et al. 2025",
     )
+    yield Method(
+        "response", "a weight that rises at first, of any loss", "--alpha-epochs 8", ANY, "Zhao et al. 2022, their code"
+    )
 
 
 def _switch(name: str, loss: ResponseLoss) -> str:

@@ -102,6 +102,9 @@ class Objective:
     - ``loss``: a name in ``losses.LOSSES``, ``parameters``: of its own, (name, value) each; ``temperature`` of both
       sides; ``standardise``: z-scores in the place of the logits of both sides (Sun et al. 2024); ``bare``: top-k
       labels without their residual (``TopK.bare``);
+    - ``rising``: so many epochs, from the first that learns labels, over which ``alpha`` rises linearly from its 1 /
+      ``rising``: DKD's warm-up (Zhao et al. 2022; in the code that they released it begins like that, not at 0);
+      ``beta`` stays. 0 has ``alpha`` whole in every epoch;
     - ``smoothing``: share of a hard label that is spread over all classes;
     - ``hints``: what is learnt from the teacher's features, None for nothing.
     """
@@ -115,6 +118,7 @@ class Objective:
     smoothing: float = 0.0
     hints: Hints | None = None
     bare: bool = False
+    rising: int = 0
 
     @property
     def response(self) -> ResponseLoss:
@@ -128,12 +132,14 @@ class Objective:
         return tuple(name for name, weight in weighed.items() if weight)
 
     def at(self, epoch: int) -> Objective:
-        """The objective of one epoch: itself, but where hints and labels take turns."""
-        if self.hints is None or not self.hints.epochs:
+        """The objective of one epoch: itself, but where hints and labels take turns, or ``alpha`` rises."""
+        if self.hints is not None and self.hints.epochs:
+            if epoch < self.hints.epochs:
+                return replace(self, alpha=0.0, beta=0.0, hints=self.hints.at(epoch))
+            return replace(self, hints=None).at(epoch - self.hints.epochs)
+        if epoch + 1 >= self.rising:
             return self
-        if epoch >= self.hints.epochs:
-            return replace(self, hints=None)
-        return replace(self, alpha=0.0, beta=0.0, hints=self.hints.at(epoch))
+        return replace(self, alpha=self.alpha * (epoch + 1) / self.rising, rising=0)
 
     def __call__(self, output: Output, batch: Batch) -> Terms:
         """Sums, not means: the caller divides by the rows of the optimiser step, which keeps accumulation exact."""

@@ -17,7 +17,7 @@ OUTCOME_FREE = frozenset(
 ADDRESSES = frozenset({"cache", "labels", "route", "mix", "foreign", "classes", "weights"})
 """Options that say where something lies, how it is mixed, or which classes of the data. All count in the lineage."""
 
-WHERE_GIVEN = frozenset({"checkpoints", "peers", "peer", "exchange", "peer_weight", "bare_topk"})
+WHERE_GIVEN = frozenset({"checkpoints", "peers", "peer", "exchange", "peer_weight", "bare_topk", "alpha_epochs"})
 """Options that count where they have another value than their default: they came when there were runs without them."""
 
 

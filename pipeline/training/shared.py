@@ -61,8 +61,9 @@ class Shared:
         return tuple(name for name, weight in (("hard", self.beta), ("soft", self.alpha)) if weight)
 
     def at(self, epoch: int) -> Shared:
-        """The same in every epoch."""
-        return self
+        """With the objective of each member in that epoch."""
+        epochs = tuple(objective.at(epoch) for objective in self.objectives)
+        return self if epochs == self.objectives else Shared(epochs)
 
     @functools.cached_property
     def _alike_soft(self) -> list[list[int]]:
