@@ -13,7 +13,7 @@ pytest.importorskip("dvc")
 
 from pipeline.losses import FEATURE_LOSSES, LOSSES
 from pipeline.sources.mixing import MIXES
-from pipeline.sources.panel import SEPARATE
+from pipeline.sources.panel import APART
 from pipeline.training import TrainConfig
 from tests.examples import ROOT, checkout, shell, stages_as_read
 from tests.test_dvc import inputs, settings_of
@@ -62,7 +62,24 @@ def test_every_loss_on_features_and_every_rule_for_several_teachers_is_compared(
     runs = hinted(settings).values()
     assert {run.hint_loss for run in runs if run.hints} == set(FEATURE_LOSSES)
     assert any(run.hint_epochs for run in runs) and any(run.hints_in_turn for run in runs)
-    assert {run.mix for run in trained(settings).values() if run.labels} == {*MIXES, SEPARATE}
+    assert {run.mix for run in trained(settings).values() if run.labels} == {*MIXES, *APART}
+
+
+def test_peers_see_the_views_that_all_others_see(settings: dict[str, Any]) -> None:
+    runs = {name: run for name, run in trained(settings).items() if run.exchanging}
+    assert {(run.exchange, run.peers, run.temperature) for run in runs.values() if not run.alpha} == {
+        ("mutual", 2, 1.0),
+        ("mutual", 4, 1.0),
+        ("ensemble", 4, 3.0),
+    }
+    assert [name for name, run in runs.items() if run.objective.alpha] == ["mlp-8-kl-mutual", "mlp-16-kl-mutual"]
+    assert all(run.cache == "caches/digits" for run in runs.values())
+
+
+def test_what_was_published_for_other_epochs_is_scaled(settings: dict[str, Any]) -> None:
+    """DKD's weight rises over 20 of 240 epochs in its authors' code."""
+    run = trained(settings)["mlp-8-dkd"]
+    assert run.alpha_epochs == round(20 / 240 * run.epochs) and trained(settings)["mlp-8-dkd-even"].alpha_epochs == 0
 
 
 def test_the_comparison_is_fair(settings: dict[str, Any]) -> None:
@@ -118,7 +135,9 @@ def test_a_small_run_makes_the_page(tmp_path: Path) -> None:
     munge = PARAMS["caches"]["munge"]
     made = {"munge": {**munge, "options": {**munge["options"], "data_args": ["size=50"]}}}
     small["caches"] = {**PARAMS["caches"], **made}
-    small["methods"] = {name: PARAMS["methods"][name] for name in ("kl", "reverse-kl-top3", "specialists")}
+    small["methods"] = {
+        name: PARAMS["methods"][name] for name in ("kl", "reverse-kl-top3", "specialists", "heads", "mutual")
+    }
     small["hinted_train"] = {**PARAMS["hinted_train"], "epochs": 2, "seeds": 2}
     small["hinted_methods"] = {name: PARAMS["hinted_methods"][name] for name in ("kl", "hint")}
     (folder / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False), encoding="utf-8")
@@ -127,6 +146,7 @@ def test_a_small_run_makes_the_page(tmp_path: Path) -> None:
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Losses</h2>" in page and "reverse KL from top3" in page
     assert "KL with features (hint)" in page and "KL from 2 caches, a loss each" in page
+    assert "KL from 3 caches, a head each" in page and "mutual learning of 2" in page
     assert (folder / "report" / "losses.png").is_file()
     metrics = json.loads((folder / "evaluations/mlp-8-reverse-kl-top3/metrics.json").read_text())
     assert 0 <= metrics["teacher_agreement"] <= 1

@@ -31,6 +31,7 @@ _MIXES = {
     "confident": "the surest",
     "correct": "those that are right",
     "losses": "a loss each",
+    "heads": "a head each",
 }
 _CAPITALS = {"kl": "KL", "jensen": "Jensen", "shannon": "Shannon", "dkd": "DKD", "dist": "DIST"}
 
@@ -124,19 +125,22 @@ def _variant(config: Mapping[str, Any], soft: bool, labels: str) -> str:
     smoothed = f"label smoothing {smoothing:g}" if smoothing else ""
     noise = float(config.get("label_noise") or 0.0)
     noisy = f"{100 * noise:g}% of them wrong" if noise else ""
+    peers = _peers(config)
     if not soft:
-        return ", ".join(filter(None, [smoothed, noisy and f"hard labels, {noisy}"]))
+        return ", ".join(filter(None, [peers, smoothed, noisy and f"hard labels, {noisy}"]))
     loss = " ".join(_CAPITALS.get(word, word) for word in str(config.get("loss") or "kl").split("-"))
     loss = loss.replace("Jensen Shannon", "Jensen-Shannon")
     given = ", ".join(str(pair).replace("=", " ") for pair in config.get("loss_args") or ())
     said = [
         f"{'standardised ' if config.get('standardise') else ''}{loss}{given and f' ({given})'}",
+        f"rising over {config['alpha_epochs']} epochs" if config.get("alpha_epochs") else "",
         _teachers(config),
         f"along {len(config['route'])} checkpoints" if config.get("route") else "",
         labels and f"from {labels}",
         _hints(config),
         smoothed and f"with {smoothed}",
         noisy and f"and hard labels, {noisy}",
+        peers and f"and {peers}",
     ]
     text = " ".join(filter(None, said)) + (", bare" if config.get("bare_topk") else "")
     return "" if text == KL else text
@@ -146,6 +150,21 @@ def _teachers(config: Mapping[str, Any]) -> str:
     """Several caches, and what was made of them."""
     count, mix = len(config.get("labels") or ()), str(config.get("mix") or "probs")
     return f"from {count} caches, {_MIXES.get(mix, mix)}" if count else ""
+
+
+def _peers(config: Mapping[str, Any]) -> str:
+    """Students that learnt beside this one: how, how many with it, and of which other kinds."""
+    alike, others = int(config.get("peers") or 0), [str(reference) for reference in config.get("peer") or ()]
+    if not alike and not others:
+        return ""
+    kind = str(config.get("exchange") or "mutual")
+    if kind == "online":
+        how = f"online learning from {' and '.join(others)}"
+    else:
+        how = "mutual learning" if kind == "mutual" else f"learning from the {kind}"
+        how += f" of {max(alike, 1) + len(others)}" + (f" (with {' and '.join(others)})" if others else "")
+    weight = float(config.get("peer_weight") or 1.0)
+    return how if weight == 1.0 else f"{how}, weight {weight:g}"
 
 
 def _hints(config: Mapping[str, Any]) -> str:
