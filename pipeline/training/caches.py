@@ -111,7 +111,7 @@ def open_caches(config: TrainConfig, dataset: Dataset, device: torch.device) -> 
     addresses, weights = zip(*config.caches, strict=True)
     caches = [open_cache(a, cache_dir=folder, cache_bytes=config.cache_bytes) for a in addresses]
     alpha = config.objective.alpha
-    own = config.label_view == "own" and bool(alpha or config.hints)
+    own = config.label_view == "own" and bool(alpha or config.objective.hints)
     check_mixable(caches, config, dataset)
     apart = config.mix in APART
     for cache in caches if alpha else ():

@@ -111,7 +111,8 @@ class TrainConfig(Recipe):
     hints: tuple[str, ...] = option(
         (),
         "feature of the teacher, as the cache names it (or module of a live --teacher), and the module of the student "
-        "that learns to give it; several for several layers",
+        "that learns to give it; several for several layers. With peers: a module of whoever teaches, and one of "
+        "whoever learns; features are then those of the peers, never of the cache",
         metavar="FEATURE=MODULE",
     )
     hint_loss: str = option(
@@ -204,7 +205,7 @@ class TrainConfig(Recipe):
             parameters=tuple((name, float(value)) for name, value in sorted(parameters.items())),
             standardise=self.standardise,
             smoothing=self.label_smoothing,
-            hints=self._hints,
+            hints=None if self.exchanging else self._hints,  # the features of peers are no teacher's
             bare=self.bare_topk,
             rising=self.alpha_epochs,
         )
@@ -219,7 +220,9 @@ class TrainConfig(Recipe):
         """What ``fit`` minimises: the objective, or what heads or peers make of it."""
         if self.mix == HEADS:
             return HeadsObjective(**vars(self.objective))
-        return Exchange(self.objective, self.exchange, self.peer_weight) if self.exchanging else self.objective
+        if self.exchanging:
+            return Exchange(self.objective, self.exchange, self.peer_weight, self._hints)
+        return self.objective
 
     @property
     def model(self) -> tuple[str, dict[str, Any]]:
@@ -310,7 +313,7 @@ class TrainConfig(Recipe):
         except ConfigError as error:
             yield from error.problems
             return
-        if self.cache is None and self.teacher is None:
+        if self.cache is None and self.teacher is None and not self.exchanging:
             yield "--hints are features of one teacher: name its --cache (not several --labels), or that --teacher"
         if self.hint_weight is not None and not 0 < self.hint_weight < math.inf:
             yield f"--hint-weight should be above 0; found {self.hint_weight}"
@@ -341,8 +344,8 @@ class TrainConfig(Recipe):
             yield f"--parallel fsdp shares the weights of a student alone: {whose} needs ddp"
         if self.compile:
             yield f"--compile is of a student alone: leave it out with {whose}"
-        if self.hints:
-            yield f"--hints are learnt by a student alone: leave them out with {whose}"
+        if self.hints and self.exchange == "ensemble":
+            yield "--exchange ensemble has no --hints: an ensemble of logits has no features. Use mutual, or online"
 
     def _label_problems(self) -> Iterator[str]:
         alpha, beta = self._weights

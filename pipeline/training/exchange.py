@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.losses import ResponseLoss, mean_logits, mutual_loss, taught_loss
-from pipeline.training.hints import Hints
+from pipeline.errors import ModelError
+from pipeline.losses import FEATURE_LOSSES, ResponseLoss, mean_logits, mutual_loss, taught_loss
+from pipeline.training.hints import Hints, Lesson
 from pipeline.training.objective import Batch, Objective, Output, Terms
 
 EXCHANGES = ("mutual", "ensemble", "online")
@@ -26,12 +27,16 @@ class Exchange:
     - ``online``: the first member is the student, and learns from the mean probability of the others at T, as they
       are at that step; they learn from the hard labels alone (after Zhou et al. 2018 and Ren et al. 2021).
 
-    What teaches is a constant. ``own`` has no hints.
+    ``hints``: what each learns of the features of the others, or the first of those of the others under ``online``:
+    for each pair the mean over whoever teaches it, summed over the pairs. The outputs of every epoch have all of them.
+
+    What teaches is a constant. ``own`` has no hints, which would be those of a teacher that does not learn.
     """
 
     own: Objective
     kind: str = "mutual"
     weight: float = 1.0
+    hints: Hints | None = None
 
     @property
     def alpha(self) -> float:
@@ -39,11 +44,8 @@ class Exchange:
 
     @property
     def beta(self) -> float:
-        return self.own.beta
-
-    @property
-    def hints(self) -> Hints | None:
-        return None
+        """The largest of the members'."""
+        return max(self.own.beta, self._hard.beta)
 
     @property
     def response(self) -> ResponseLoss:
@@ -51,22 +53,40 @@ class Exchange:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Those of ``own``, and what is learnt from peers."""
-        return (*self.own.used, "peers")
+        """Those that weigh anything in any member."""
+        weighed = {"hard": self.beta, "soft": self.alpha, "hints": self.hints is not None, "peers": self.weight}
+        return tuple(name for name, weight in weighed.items() if weight)
 
     def at(self, epoch: int) -> Exchange:
-        """With ``own`` as it is in that epoch; what is learnt from peers weighs the same in all."""
-        return replace(self, own=self.own.at(epoch))
+        """What one epoch minimises: with ``own`` as it is then, and by turns where features come before all else.
+
+        Then whoever learns features learns nothing else at first, and online teachers their hard labels as ever.
+        """
+        hints = self.hints
+        if hints is None or not hints.epochs:
+            return replace(self, own=self.own.at(epoch))
+        if epoch >= hints.epochs:
+            return replace(self, own=self.own.at(epoch - hints.epochs), hints=None)
+        return replace(self, own=replace(self.own, alpha=0.0, beta=0.0), weight=0.0, hints=hints.at(epoch))
 
     def __call__(self, output: Output, batch: Batch) -> Terms:
-        """Sums (n,) over the rows of a batch, of logits (n, B, C)."""
+        """Sums (n,) over the rows of a batch, of logits (n, B, C). All rows have features: their teachers are here."""
         logits = output.logits
         goals = [self.own if learns else self._hard for learns in self._learners(len(logits))]
         apart = [goal(Output(each), batch) for goal, each in zip(goals, logits, strict=True)]
-        peers = self._between(logits).sum(dim=1)
-        total = torch.stack([terms.total for terms in apart]) + self.weight * peers
+        total = torch.stack([terms.total for terms in apart])
+        peers = self._between(logits).sum(dim=1) if self.weight else None
+        if peers is not None:
+            total = total + self.weight * peers
+        learnt, idle = self._features(output)
+        hints = _stacked([learnt.get(number) for number in range(len(logits))], total)
+        if hints is not None and self.hints is not None:
+            total = total + self.hints.weight * hints
+        for value in idle:
+            # Ranks expect gradients of every parameter, zeros of those that are not used.
+            total = total + value.float().sum() * 0
         hard, soft = (_stacked([terms[column] for terms in apart], total) for column in (1, 2))
-        return Terms(total, hard, soft, None, peers)
+        return Terms(total, hard, soft, hints, peers)
 
     @property
     def _hard(self) -> Objective:
@@ -78,6 +98,27 @@ class Exchange:
         if self.kind == "ensemble":
             return [True] * (count - 1) + [False]
         return [True] + [self.kind == "mutual"] * (count - 1)
+
+    def _features(self, output: Output) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """What each member that learns features has to learn, and the features that no one learns in this epoch."""
+        wanted = {feature for feature, _ in self.hints.pairs} if self.hints is not None else set()
+        taught: dict[tuple[int, str], list[Tensor]] = {}
+        idle: list[Tensor] = []
+        for lesson, (own, other) in output.hints.items():
+            if not isinstance(lesson, Lesson) or self.hints is None or lesson.feature not in wanted:
+                idle += [own, other]
+                continue
+            value = FEATURE_LOSSES[self.hints.loss](own, other).sum()
+            taught.setdefault((lesson.learner, lesson.feature), []).append(value)
+        learnt: dict[int, Tensor] = {}
+        for (learner, _), values in taught.items():
+            mean = torch.stack(values).mean()
+            learnt[learner] = learnt[learner] + mean if learner in learnt else mean
+        if wanted and not learnt:
+            raise ModelError(
+                f"the members give no features to learn {', '.join(sorted(wanted))} from: make them with_peers"
+            )
+        return learnt, idle
 
     def _between(self, logits: Tensor) -> Tensor:
         """What each member learns from the others, (n, B)."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.identity import view_seed
 from pipeline.losses import FEATURE_LOSSES
 from pipeline.models import FeatureTap, evaluating, logits_of
-from pipeline.training.hints import Hints
+from pipeline.training.hints import Hints, Lesson
 from pipeline.training.objective import Output
 
 
@@ -34,7 +34,7 @@ class Hinted(nn.Module):
         self._tap = FeatureTap(student, dict(hints.pairs))
         self._tap.__enter__()
         try:
-            own = _shapes_of(student, self._tap, example)
+            own = shapes_of(student, self._tap, example)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(view_seed(seed, "projections", 0))
                 loss = FEATURE_LOSSES[hints.loss]
@@ -50,7 +50,8 @@ class Hinted(nn.Module):
     def forward(self, x: Tensor, hints: Mapping[str, Tensor] | None = None) -> Output:
         """Logits for ``x`` (B, ...), and the pair of features of each of the teacher's ``hints`` (B, ...) given."""
         logits = logits_of(self.student(x))
-        found, idle = {}, []
+        found: dict[str | Lesson, tuple[Tensor, Tensor]] = {}
+        idle = []
         for name, projection in zip(self._names, self.projections.values(), strict=True):
             if hints is not None and name in hints:
                 # In full precision, whatever the student computes in.
@@ -68,8 +69,8 @@ class Hinted(nn.Module):
         self._tap.__exit__(None, None, None)
 
 
-def _shapes_of(student: nn.Module, tap: FeatureTap, example: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tapped features, without the batch."""
+def shapes_of(student: nn.Module, tap: FeatureTap, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shapes of what ``tap``, which is open, takes from ``student``, without the batch; ``example`` (1, ...)."""
     with evaluating(student), torch.no_grad():
         student(example)
     return {name: tuple(value.shape[1:]) for name, value in tap.values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pipeline.errors import ConfigError
 
@@ -30,6 +31,14 @@ class Hints:
         if not self.in_turn:
             return self
         return replace(self, pairs=(self.pairs[epoch * len(self.pairs) // self.epochs],))
+
+
+class Lesson(NamedTuple):
+    """That the member ``learner`` learns ``feature`` of the member ``teacher``, both by number."""
+
+    learner: int
+    teacher: int
+    feature: str
 
 
 def parse_hints(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models import logits_of
+from pipeline.training.objective import Output
 
 
 class Members(nn.Module, ABC):
@@ -25,8 +26,8 @@ class Members(nn.Module, ABC):
         return 0
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, B, C) of all members for ``x`` (B, ...)."""
+    def forward(self, x: Tensor) -> Tensor | Output:
+        """Logits (n, B, C) of all members for ``x`` (B, ...), in training also the features that they learn."""
 
     @abstractmethod
     def members(self) -> Sequence[nn.Module]:
@@ -44,7 +45,11 @@ class Team(Members):
     def count(self) -> int:
         return len(self.models)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | Output:
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (n, B, C)."""
         return torch.stack([logits_of(model(x)) for model in self.models])
 
     def members(self) -> Sequence[nn.Module]:

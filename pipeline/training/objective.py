@@ -19,7 +19,7 @@ from pipeline.losses import (
     standardised_labels,
 )
 from pipeline.softlabels import Opinions, SoftLabels, TopK
-from pipeline.training.hints import Hints
+from pipeline.training.hints import Hints, Lesson
 
 
 class Terms(NamedTuple):
@@ -40,11 +40,11 @@ class Output(NamedTuple):
 
     - ``logits`` (B, C); (n, B, C) of n members that are trained as one;
     - ``hints``: for each hint, by the teacher's name of it, the student's features and the teacher's, brought to one
-      shape (B, ...).
+      shape (B, ...); of members, those of whoever learns and of whoever teaches, by the ``Lesson``.
     """
 
     logits: Tensor
-    hints: Mapping[str, tuple[Tensor, Tensor]] = {}
+    hints: Mapping[str | Lesson, tuple[Tensor, Tensor]] = {}
 
 
 @dataclass(frozen=True)

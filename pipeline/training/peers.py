@@ -17,8 +17,10 @@ from pipeline.losses import gated_logits, mean_logits
 from pipeline.models import build_model, check_model, save_weights, state_digest
 from pipeline.sampler import Order
 from pipeline.training.config import TrainConfig
+from pipeline.training.lessons import Lessons
 from pipeline.training.loop import VALIDATION_BATCHES, Fitted
 from pipeline.training.members import Team
+from pipeline.training.objective import Output
 from pipeline.training.tally import exact_sum, judged
 from pipeline.training.task import Task
 
@@ -27,36 +29,48 @@ class Peers(Team):
     """Models that learn from each other, the student first; with ``gated``, their ensemble as one member more.
 
     The ensemble of n models has n weights of its own, equal at first. Lan et al. 2018 take them from features that all
-    branches share; these models share none.
+    branches share; these models share none. ``lessons``: the features that they learn from each other, None for none.
     """
 
-    def __init__(self, models: Sequence[nn.Module], *, gated: bool = False) -> None:
+    def __init__(self, models: Sequence[nn.Module], *, gated: bool = False, lessons: Lessons | None = None) -> None:
         super().__init__(models)
         self.gate = nn.Parameter(torch.zeros(len(models))) if gated else None
+        self.lessons = lessons
 
     @property
     def count(self) -> int:
         return len(self.models) + (self.gate is not None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, B, C), or (n + 1, B, C) with those of the ensemble last."""
-        logits = super().forward(x)
+    def forward(self, x: Tensor) -> Tensor | Output:
+        """Logits (n, B, C), or (n + 1, B, C) with those of the ensemble last; in training with features, an Output."""
+        if self.lessons is None or not self.training:
+            return self.logits(x)
+        with self.lessons.listening():
+            logits = self.logits(x)
+            return Output(logits, self.lessons())
+
+    def logits(self, x: Tensor) -> Tensor:
+        logits = super().logits(x)
         return logits if self.gate is None else torch.cat([logits, gated_logits(logits, self.gate)[None]])
 
 
 def with_peers(student: nn.Module, config: TrainConfig, dataset: Dataset, seed: int) -> Peers:
     """``student``, which is left as it is, and its peers, checked; peer k has initial weights of (seed, k).
 
-    Raises ConfigError or ModelError for a model that does not exist or does not fit ``dataset``.
+    Raises ConfigError or ModelError for a model that does not exist, does not fit ``dataset``, or does not have the
+    features that are to be learnt.
     """
-    models = [student]
+    models, whose = [student], [f"the student, {config.student}"]
     example = dataset.prepare(dataset.load(0))[None]
     for number, (reference, arguments) in enumerate(references(config)[1:], start=1):
         torch.manual_seed(view_seed(seed, "peer", number))
-        model = build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
-        check_model(model, classes=len(dataset.classes), example_input=example, whose=f"peer {number}, {reference},")
-        models.append(model)
-    return Peers(models, gated=config.exchange == "ensemble")
+        models.append(build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape))
+        whose.append(f"peer {number}, {reference}")
+    for model, name in zip(models, whose, strict=True):
+        check_model(model, classes=len(dataset.classes), example_input=example, whose=f"{name},")
+    hints = config.goal.hints
+    lessons = None if hints is None else Lessons(models, whose, config.exchange, hints, example, seed)
+    return Peers(models, gated=config.exchange == "ensemble", lessons=lessons)
 
 
 def references(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:

@@ -223,7 +223,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: Make, tmp_path: Path, exchang
         ({"peer": ("cnn-2",), "patience": 3}, "none is the one to choose by"),
         ({"peers": 2, "parallel": "fsdp"}, "--peers needs ddp"),
         ({"peers": 2, "compile": True}, "--compile is of a student alone"),
-        ({"peers": 2, "cache": "c", "hints": ("a",)}, "--hints are learnt by a student alone: leave them out with"),
+        ({"peers": 2, "exchange": "ensemble", "hints": ("a",)}, "--exchange ensemble has no --hints: an ensemble of"),
         ({"peers": 2, "cache": "c", "alpha": 1.0, "exchange": "ensemble"}, "--exchange ensemble needs a hard term"),
         ({"peers": 2, "alpha": 0.5}, "name a --cache or a --teacher"),
     ],
