@@ -130,6 +130,13 @@ _TOGETHER = (
     ),
     Method(
         "collaborative",
+        "the same with feature maps",
+        "--peers 2 --temperature 1 --hints FEATURE=MODULE",
+        EITHER,
+        "after Chung et al. 2020 (AFD), by --hint-loss in the place of a discriminator",
+    ),
+    Method(
+        "collaborative",
         "their gated ensemble teaches each",
         "--peers 4 --exchange ensemble --temperature 3",
         EITHER,
@@ -140,7 +147,14 @@ _TOGETHER = (
         "from a teacher still in training",
         "--peer cnn-16 --exchange online",
         EITHER,
-        "after Ren et al. 2021 (without features)",
+        "after Zhou et al. 2018",
+    ),
+    Method(
+        "online",
+        "the same with features",
+        "--peer cnn-16 --exchange online --hints FEATURE=MODULE",
+        EITHER,
+        "after Ren et al. 2021",
     ),
 )
 _HEADS = (
