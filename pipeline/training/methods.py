@@ -33,10 +33,10 @@ def table() -> str:
     name, options, labels = (max(len(getattr(m, key)) for m in rows) + 2 for key in ("name", "options", "labels"))
     lines: list[str] = []
     head = f"  {'':{name}}{'softlabels train ...':{options}}{'soft labels':{labels}}source"
-    for row in rows:
-        if f"{row.family}:" not in lines:
-            lines += ["", f"{row.family}:"]
-        lines.append(f"  {row.name:{name}}{row.options:{options}}{row.labels:{labels}}{row.source}")
+    for family in dict.fromkeys(row.family for row in rows):
+        lines += ["", f"{family}:"]
+        own = (row for row in rows if row.family == family)
+        lines += [f"  {row.name:{name}}{row.options:{options}}{row.labels:{labels}}{row.source}" for row in own]
     return "\n".join([head, *lines])
 
 
@@ -133,7 +133,7 @@ _TOGETHER = (
         "the same with feature maps",
         "--peers 2 --temperature 1 --hints FEATURE=MODULE",
         EITHER,
-        "after Chung et al. 2020 (AFD), by --hint-loss in the place of a discriminator",
+        "after Chung et al. 2020 (AFD, without discriminators)",
     ),
     Method(
         "collaborative",

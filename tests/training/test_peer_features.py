@@ -27,6 +27,7 @@ from pipeline.training.grid import SweepConfig
 from pipeline.training.hints import Hints, Lesson
 from pipeline.training.lessons import Lessons
 from pipeline.training.loop import DivergedError
+from pipeline.training.methods import methods, table
 from pipeline.training.objective import Batch, Output, Terms
 from pipeline.training.peers import Peers, with_peers
 from pipeline.training.recipe import outcome_options
@@ -330,6 +331,15 @@ def test_features_count_in_the_identity_and_a_sweep_refuses_them() -> None:
 def command(*words: str) -> None:
     result = CliRunner().invoke(main, [*words, "--device", "cpu"])
     assert result.exit_code == 0, result.output
+
+
+def test_each_method_is_listed_with_its_family() -> None:
+    for section in table().split("\n\n")[1:]:
+        family, *lines = section.splitlines()
+        expected = [method for method in methods() if f"{method.family}:" == family]
+        assert [line.split("  ")[1] for line in lines] == [method.name for method in expected]
+    online = [method.options for method in methods() if method.family == "online"]
+    assert "--peer cnn-16 --exchange online --hints FEATURE=MODULE" in online
 
 
 def on_two_ranks(*words: str) -> str:
