@@ -1,6 +1,7 @@
 # make repro    the whole pipeline through DVC, then where the report is
 # make methods  every way of distilling against plain KL (examples/methods), then where its report is
 # make chains   teachers, tutors and students in chains (examples/chains), then where its report is
+# make claims   what others published, tried again (examples/claims), then where its report is
 # make test     ruff, mypy and the tests           make lint | types | format | bench | faults | clean | distclean
 #
 # Each target makes .venv by itself the first time. Without a GPU, the CPU build of torch is the smaller download:
@@ -19,7 +20,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro methods chains test lint types format bench faults clean distclean
+.PHONY: repro methods chains claims test lint types format bench faults clean distclean
 .DEFAULT_GOAL := test
 
 # torch first and alone, so that the index named above decides which build it is: 2.x.y+cpu sorts above 2.x.y.
@@ -44,6 +45,10 @@ methods: $(READY)
 chains: $(READY)
 	cd examples/chains && PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@echo "report: $(CURDIR)/examples/chains/report/index.html"
+
+claims: $(READY)
+	cd examples/claims && PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@echo "report: $(CURDIR)/examples/claims/report/index.html"
 
 test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -70,6 +75,7 @@ faults: $(READY)
 clean:
 	cd examples/methods && rm -rf caches models runs evaluations report
 	cd examples/chains && rm -rf caches models runs evaluations report
+	cd examples/claims && rm -rf caches claims data models runs evaluations report
 	rm -rf caches models runs evaluations compressed report build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""What holds of every example that runs through DVC: paths are declared, dependencies exist, git has what DVC has not."""
+"""What holds of every example that runs through DVC: paths are declared, dependencies exist, git has the rest."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,15 @@ def sources() -> dict[str, str]:
     return {name: "".join(c for c in text if c in ALPHABET) for name, text in found.items()}
 
 
-def make(out: Path) -> None:
+def make(out: Path, examples: Mapping[str, int] = EXAMPLES) -> None:
     """Positions drawn from files that no other split has: every sixth for validation, every sixth for test."""
     random = np.random.default_rng(0)
     texts = {name: text for name, text in sources().items() if len(text) > 1000}
     names = [str(name) for name in random.permutation(list(texts))]
     parts = {"validation": names[0::6], "test": names[1::6], "train": [n for k, n in enumerate(names) if k % 6 > 1]}
-    x = np.zeros((sum(EXAMPLES.values()), CONTEXT, len(ALPHABET)), np.uint8)
+    x = np.zeros((sum(examples.values()), CONTEXT, len(ALPHABET)), np.uint8)
     y, ids, splits = [], [], []
-    for split, count in EXAMPLES.items():
+    for split, count in examples.items():
         places = [(name, end) for name in parts[split] for end in range(CONTEXT, len(texts[name]))]
         for place in random.choice(len(places), count, replace=False):
             name, end = places[place]

@@ -129,7 +129,7 @@ def fit_biases(log_odds_Nn: npt.NDArray[Any], shares_n: npt.NDArray[Any]) -> Flo
     With a the log-odds, ``p_c = exp(a_c + b_c) / (1 + sum_k exp(a_k + b_k))``. With y_c 1 where the label is c and 0
     elsewhere, the NLL of a row is ``log(1 + sum_k exp(a_k + b_k)) - sum_c y_c (a_c + b_c)``, and something that b
     does not change. Its mean has ``d NLL / d b_c = mean p_c - share_c``: at the minimum the mean probability of each
-    class is its share, and nothing else about the labels matters. The second derivative is the mean of ``diag(p) - p p'``,
+    class is its share, and nothing else about the labels matters. The Hessian is the mean of ``diag(p) - p p'``,
     positive definite: the minimum is unique. It exists where all shares, and what they leave to the other classes, are
     above 0.
 
