@@ -85,6 +85,40 @@ def test_it_says_what_a_dump_of_the_grown_data_would(
     assert made.manifest.lineage[-1]["verb"] == "extend"
 
 
+@pytest.mark.parametrize("transform", ["mixup", "affine:degrees=10+cutmix"])
+def test_mixed_views_are_copied_where_their_split_is_as_it_was(
+    tmp_path: Path, save: Save, weights: Path, transform: str
+) -> None:
+    """New examples of other splits change no partner: what is made is what a dump of the grown data would."""
+    train = [n for n in range(40) if n % 4 != 3]
+    old = dumped(tmp_path / "old", save("old", range(40)), weights, transform=transform)
+    grown = save("grown", [*range(43, 80, 4), *train[::-1], *range(3, 40, 8)])
+    report = extended(old, grown, weights, tmp_path / "made")
+    assert report.asked == 10
+    made, whole = open_cache(tmp_path / "made"), dumped(tmp_path / "whole", grown, weights, transform=transform)
+    assert verify(made).ok
+    found = difference.run(difference.DiffConfig(one=made.address, other=whole.address, entries=0))
+    assert set(found.identity) == {"lineage"} and found.agreement == 1.0
+    assert max(kl["max"] for kl in found.kl.values()) < 1e-6
+    for part in whole.parts:
+        ours, theirs = made.index(part.number), whole.index(part)
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        assert part.view == 0 or set(ours.labels.tolist()) == {-1}
+    assert made.manifest.fidelity["teacher_accuracy"] == whole.manifest.fidelity["teacher_accuracy"]
+
+
+@pytest.mark.parametrize("numbers", [range(41), range(36)], ids=["grown", "shrunk"])
+def test_mixed_views_of_a_split_that_changed_are_refused_by_name(
+    tmp_path: Path, save: Save, weights: Path, numbers: range
+) -> None:
+    """Every example may have another partner, whatever the few views that are recorded say."""
+    old = dumped(tmp_path / "old", save("old", range(40)), weights, transform="mixup")
+    changed = save("changed", [*numbers, 43, 47])
+    with pytest.raises(CacheMismatchError, match=r"mixes each train example with another of that split, .* dump again"):
+        extended(old, changed, weights, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
 def test_only_new_examples_meet_the_teacher(
     tmp_path: Path, save: Save, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

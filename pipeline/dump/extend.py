@@ -16,7 +16,7 @@ from pipeline.caches.plan import Plan
 from pipeline.configuration import REQUIRED, Config, option
 from pipeline.dump.config import DumpConfig
 from pipeline.dump.job import Job, prepare
-from pipeline.dump.parts import EntryRows, ask
+from pipeline.dump.parts import EntryRows, ask, entry_labels
 from pipeline.encodings import TopK
 from pipeline.errors import CacheMismatchError, ConfigError, EncodingError
 from pipeline.fidelity import Fidelity
@@ -69,6 +69,7 @@ def run(config: ExtendConfig, progress: Progress | None = None) -> BuildReport:
     _check_teacher(cache, job)
     check_ids(cache)
     entry_of = _old_entries(cache, job)
+    _check_partners(cache, job, entry_of)
     replay = check_replay(recorded_views(cache), job.views, job.dataset)
     if not replay.ok:
         raise CacheMismatchError(f"{cache.address}: {replay.summary}")
@@ -165,6 +166,21 @@ def _old_entries(cache: Cache, job: Job) -> Ints:
     return entry_of
 
 
+def _check_partners(cache: Cache, job: Job, entry_of: Ints) -> None:
+    """Refuse mixed views of a split that has other examples now: partners are drawn from all of it."""
+    for split, (examples, views) in job.layout.splits().items():
+        if not job.views.mixed or views < 2 or split not in cache.splits():
+            continue
+        new = int((entry_of[job.dataset.rows(split)] < 0).sum())
+        gone = cache.examples(split) - (examples - new)
+        if new or gone:
+            raise CacheMismatchError(
+                f"{cache.address} mixes each {split} example with another of that split, of which {new:,} are new and "
+                f"{gone:,} gone: other partners would be drawn, for old examples too. None of the mixed views can be "
+                "kept: dump again"
+            )
+
+
 def _contents(cache: Cache, job: Job, part: Part, rows: Ints, entry_of: Ints) -> tuple[Contents, int]:
     """A part of the grown cache, and how many of its entries the teacher was asked about."""
     entries = entry_of[rows]
@@ -177,7 +193,7 @@ def _contents(cache: Cache, job: Job, part: Part, rows: Ints, entry_of: Ints) ->
         for name in job.feature_specs:
             found = cache.read_feature_rows(name, part.split, part.view, entries[old])
             _fill(features, {name: found}, old, part.entries)
-    labels = np.asarray(job.dataset.labels)[rows].astype(np.int64)
+    labels = entry_labels(job, part, rows)
     fidelity = Fidelity(job.encoding, cache.classes)
     if len(old):
         there = cache.decode({name: values[old] for name, values in arrays.items()})

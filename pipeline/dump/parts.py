@@ -122,14 +122,19 @@ class _Batches:
                 yield [(row, part.view) for row in rows[first : first + self.size]]
 
 
+def entry_labels(job: Job, part: Part, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The hard labels (n,) of a part's entries, which are of dataset ``rows``; -1 for none, and for all mixed ones."""
+    if part.view and job.views.mixed:
+        return np.full(len(rows), -1, np.int64)  # two examples, and no label of both
+    return np.asarray(job.dataset.labels)[rows].astype(np.int64)
+
+
 class _PartBuilder:
     """Gathers the encoded batches of one part; writes them, in the writer's thread."""
 
     def __init__(self, job: Job, part: Part, rows: npt.NDArray[np.int64]) -> None:
         self.job, self.part, self.rows = job, part, rows
-        self.labels = np.asarray(job.dataset.labels)[self.rows]
-        if part.view and job.views.mixed:
-            self.labels = np.full_like(self.labels, -1)  # two examples, and no label of both
+        self.labels = entry_labels(job, part, rows)
         self.arrays: dict[str, npt.NDArray[Any]] = {}
         self.features: dict[str, npt.NDArray[Any]] = {}
         self.predicted = np.empty(part.entries, np.int64)
