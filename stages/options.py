@@ -143,10 +143,14 @@ def option_type(annotation: Any) -> tuple[Any, bool]:
 
 
 def options_of(config: type[Config]) -> list[click.Option]:
-    """The click options of a configuration class: its own fields first, then those it shares with others."""
+    """The click options of a configuration class: its own fields first, then those of each class that it is made of."""
     hints = typing.get_type_hints(config)
-    own = inspect.get_annotations(config)
-    fields = sorted(dataclasses.fields(config), key=lambda field: field.name not in own)
+    declared = [inspect.get_annotations(base) for base in config.__mro__]
+
+    def depth(field: dataclasses.Field[Any]) -> int:
+        return next(number for number, names in enumerate(declared) if field.name in names)
+
+    fields = sorted(dataclasses.fields(config), key=depth)
     return [_option(field, hints[field.name]) for field in fields]
 
 

@@ -18,7 +18,7 @@ from pipeline.runs import Run
 from pipeline.sampler import Order
 from pipeline.sources.panel import HEADS
 from pipeline.training import TrainConfig, fit, prepare
-from pipeline.training.config import OF_HINTS, OF_PEERS, OF_SOFT_LABELS
+from pipeline.training.options import OF_HINTS, OF_PEERS, OF_SOFT_LABELS
 
 RECALIBRATION_BATCHES = 64
 
