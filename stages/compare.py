@@ -1,8 +1,8 @@
 """Hold one evaluation against another, and against what is claimed.
 
-FIRST and SECOND are directories of softlabels evaluate, of the same examples. Prints their difference and how far chance
-alone reaches: seeds are paired, and test examples where the figure is an accuracy. --expect has it say whether what
-someone claims was seen.
+FIRST and SECOND are directories of softlabels evaluate, of the same examples. Prints their difference and how far
+chance alone reaches: seeds are paired, and test examples where the figure is an accuracy. --expect has it say whether
+what someone claims was seen.
 """
 
 from __future__ import annotations
