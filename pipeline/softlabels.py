@@ -8,7 +8,7 @@ B rows are the positions of a batch, C the classes, K the kept classes, S the de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -161,6 +161,15 @@ def same_temperature(wanted: float, known: float) -> bool:
     (True, False)
     """
     return abs(known - wanted) <= 1e-6 * max(1.0, abs(known))
+
+
+def is_kept(temperature: float, kept: Iterable[float]) -> bool:
+    """Whether ``temperature`` is one of those that were kept.
+
+    >>> is_kept(4.0, (1.0, 4.0)), is_kept(2.0, ())
+    (True, False)
+    """
+    return any(same_temperature(temperature, known) for known in kept)
 
 
 SoftLabels: TypeAlias = Dense | TopK

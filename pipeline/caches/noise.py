@@ -29,7 +29,7 @@ from pipeline.fidelity import stored_logprobs
 from pipeline.identity import digest, short
 from pipeline.privacy import Account
 from pipeline.progress import Progress
-from pipeline.softlabels import same_temperature
+from pipeline.softlabels import is_kept
 from pipeline.store import Cache, Layout, Part, part_size_for, replay_file
 from pipeline.workspace import Workspace, user_cache, write_atomic
 
@@ -154,7 +154,7 @@ def _check(caches: Sequence[Cache], config: NoiseConfig) -> None:
                 "caches that hold the teachers' own labels"
             )
         kept = cache.encoding.temperatures
-        if kept and not any(same_temperature(config.temperature, one) for one in kept):
+        if kept and not is_kept(config.temperature, kept):
             raise TemperatureError(
                 f"{cache.address} keeps T = {', '.join(f'{t:g}' for t in kept)}; found --temperature "
                 f"{config.temperature:g}. Name one of those"

@@ -16,7 +16,7 @@ from pipeline.encodings import Arrays, Dense, Encoding, TopK
 from pipeline.encodings.base import half_precision
 from pipeline.encodings.topk import id_dtype
 from pipeline.errors import ConfigError, EncodingError
-from pipeline.softlabels import SoftLabels, same_temperature
+from pipeline.softlabels import SoftLabels, is_kept
 from pipeline.softlabels import TopK as TopKLabels
 
 Floats = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ def check_recoding(source: Encoding, target: Encoding, classes: int, where: str)
         )
     if not isinstance(target, TopK) or target.k > source.k:
         raise ConfigError(f"{where} keeps {source.k} classes of each row; --k should be at most that")
-    absent = [t for t in target.temperatures if not any(same_temperature(t, held) for held in source.temperatures)]
+    absent = [t for t in target.temperatures if not is_kept(t, source.temperatures)]
     if absent:
         raise ConfigError(
             f"{where} keeps the dropped mass at T = {', '.join(f'{t:g}' for t in source.temperatures)}; it cannot be "

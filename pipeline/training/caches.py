@@ -14,7 +14,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import CacheMismatchError, ConfigError, some
 from pipeline.losses import LOSSES
 from pipeline.sampler import Rows
-from pipeline.softlabels import same_temperature
+from pipeline.softlabels import is_kept
 from pipeline.sources import (
     CachedFeatures,
     CachedLabels,
@@ -149,7 +149,7 @@ def _check_served(cache: Cache, config: TrainConfig) -> None:
             f"--bare-topk is of top-k labels; {cache.address} keeps the logits of all classes ({cache.encoding.name}). "
             "Leave it out, or make top-k labels of it (softlabels cache transcode --encoding topk)"
         )
-    if response.softened and kept and not any(same_temperature(config.temperature, known) for known in kept):
+    if response.softened and kept and not is_kept(config.temperature, kept):
         raise ConfigError(
             f"--temperature {config.temperature:g} was not kept by {cache.address}: it holds T = "
             f"{', '.join(f'{t:g}' for t in kept)}. Use one of those, or dump again with that one"
