@@ -27,9 +27,12 @@ from tests.test_dvc import settings_of, stages_of
 EXAMPLE = ROOT / "examples" / "claims"
 PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
 SPOKEN_OF = {
-    "omitted-class": {"alpha", "temperature"},  # which is of soft labels, and one side has none
-    "omitted-bias": set(),
-    "omitted-bias-all": set(),
+    "omitted-mlp": {"alpha", "temperature"},  # which is of soft labels, and one side has none
+    "omitted-mlp-bias": set(),
+    "omitted-mlp-bias-all": set(),
+    "omitted-cnn": {"alpha", "temperature"},
+    "omitted-cnn-bias": set(),
+    "omitted-cnn-bias-all": set(),
     "temperature-small": {"temperature"},
     "temperature-large": {"temperature"},
     "replayed-views": {"label_view"},
@@ -66,8 +69,8 @@ def test_the_two_sides_of_a_claim_differ_in_what_it_speaks_of(settings: dict[str
         first, second = (runs[side.run.name].as_dict() for side in sides if side.run)
         assert {key for key in first if first[key] != second[key]} - {"out"} == differing, name
         assert bool(claim.expect) == bool(claim.source), f"{name}: what someone expects has a source"
-    corrected = evaluations[Path("evaluations/omitted-corrected")]
-    assert corrected.correct_class == (runs["omitted-soft"].omit_class,)
+    for name in PARAMS["corrected"]:
+        assert evaluations[Path(f"evaluations/{name}-corrected")].correct_class == (runs[name].omit_class,)
 
 
 def test_every_run_is_evaluated_and_every_claim_reported(settings: dict[str, Any]) -> None:
@@ -77,8 +80,9 @@ def test_every_run_is_evaluated_and_every_claim_reported(settings: dict[str, Any
 
 
 def test_no_student_of_omitted_ever_saw_the_class(settings: dict[str, Any]) -> None:
-    hard, soft = settings["train@omitted-hard"], settings["train@omitted-soft"]
-    assert hard.omit_class == soft.omit_class == "3" and soft.objective.beta == 0
+    for kind in ("mlp", "cnn"):
+        hard, soft = (settings[f"train@omitted-{kind}-{labels}"] for labels in ("hard", "soft"))
+        assert hard.omit_class == soft.omit_class == "3" and soft.objective.beta == 0
 
 
 @pytest.fixture(scope="module")
@@ -124,19 +128,20 @@ def test_a_small_run_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert done.exit_code == 0, f"{stage.cmd}\n{done.stderr}"
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Claims</h2>" in page and "Anshumann" in page
-    assert read_comparison(folder / "claims" / "omitted-bias.json")["paired_seeds"] == 2
+    assert read_comparison(folder / "claims" / "omitted-mlp-bias.json")["paired_seeds"] == 2
 
 
 def smaller() -> dict[str, Any]:
     """The parameters of a pipeline of the same stages that takes seconds."""
-    claims = ("omitted-bias", "tutor", "residual-3")
+    claims = ("omitted-mlp-bias", "tutor", "residual-3")
     small = {**PARAMS, "claims": {name: PARAMS["claims"][name] for name in claims}}
     small["teacher"] = {**PARAMS["teacher"], "teacher": "cnn-4", "views": 1, "epochs": 2}
     small["dump"] = {**PARAMS["dump"], "views": 1}
     small["train"] = {**PARAMS["train"], "epochs": 1, "seeds": 2}
     small["tutors"] = {"tutor-8": PARAMS["tutors"]["tutor-8"]}
-    names = ("omitted-soft", "tutored", "direct")
+    names = ("omitted-mlp-soft", "tutored", "direct")
     small["runs"] = {name: {**PARAMS["runs"][name], "seeds": 2} for name in names}
+    small["corrected"] = ["omitted-mlp-soft"]
     small["reader"] = {**PARAMS["reader"], "teacher": "mlp-8", "epochs": 1}
     small["topk"] = {"top3": PARAMS["topk"]["top3"]}
     small["read"] = {**PARAMS["read"], "student": "mlp-4", "epochs": 1, "seeds": 2}
