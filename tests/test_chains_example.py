@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
 pytest.importorskip("dvc")
 
 from pipeline.dump import DumpConfig
 from pipeline.evaluation import EvaluateConfig
 from pipeline.training import TrainConfig
-from stages.cli import main
-from tests.examples import ROOT, stages_as_read, written
-from tests.test_dvc import inputs, is_under, outputs, settings_of, stages_of
+from tests.examples import ROOT, run_in_process, stages_as_read, written
+from tests.test_dvc import outputs, settings_of, stages_of
 
 EXAMPLE = ROOT / "examples" / "chains"
 PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
@@ -131,12 +127,8 @@ def test_a_small_run_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):  # the caches that are named in lists of dependencies
         graph = graph.replace(f"- caches/{known}\n", f"- caches/{other}\n")
     (folder / "dvc.yaml").write_text(graph, encoding="utf-8")
-    stages = stages_of(tmp_path)
-    monkeypatch.chdir(folder)
-    for stage in in_order(list(stages.values())):
-        done = CliRunner().invoke(main, shlex.split(stage.cmd)[1:])
-        assert done.exit_code == 0, f"{stage.cmd}\n{done.stderr}"
-        assert all((folder / path).exists() for path in outputs(stage)), stage.name
+    stages = run_in_process(tmp_path, folder, monkeypatch)
+    assert all((folder / path).exists() for stage in stages for path in outputs(stage))
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Tutors</h2>" in page and (folder / "report" / "tutors.png").is_file()
     assert "along 2 checkpoints" in page
@@ -163,20 +155,6 @@ def smaller() -> dict[str, Any]:
     small["evaluated"] = [*tutors, *small["students"], *(f"both-{t}" for t in tutors)]
     small["evaluated"] += ["all-at-once", "ensemble", "route"]
     return small
-
-
-def in_order(stages: list[Any]) -> Iterator[Any]:
-    """Each stage after those that make what it depends on."""
-    while stages:
-        missing = [out for stage in stages for out in outputs(stage)]
-        ready = [stage for stage in stages if not any(is_under(d, missing) or under(missing, d) for d in inputs(stage))]
-        assert ready, [stage.name for stage in stages]
-        yield from ready
-        stages = [stage for stage in stages if stage not in ready]
-
-
-def under(paths: list[str], folder: str) -> bool:
-    return any(is_under(path, [folder]) for path in paths)
 
 
 def test_the_readme_names_what_there_is() -> None:

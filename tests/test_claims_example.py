@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -12,17 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 
 pytest.importorskip("dvc")
 
 from pipeline.evaluation import EvaluateConfig
 from pipeline.evaluation.comparing import CompareConfig, read_comparison
 from pipeline.training import TrainConfig
-from stages.cli import main
-from tests.examples import ROOT, stages_as_read, written
-from tests.test_chains_example import in_order
-from tests.test_dvc import settings_of, stages_of
+from tests.examples import ROOT, run_in_process, stages_as_read, written
+from tests.test_dvc import settings_of
 
 EXAMPLE = ROOT / "examples" / "claims"
 PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
@@ -117,15 +113,8 @@ def test_a_small_run_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = tmp_path / "examples" / "claims"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(*written()))
     (folder / "params.yaml").write_text(yaml.safe_dump(smaller(), sort_keys=False), encoding="utf-8")
-    stages = stages_of(tmp_path)
-    monkeypatch.chdir(folder)
-    for stage in in_order(list(stages.values())):
-        words = shlex.split(stage.cmd)
-        if words[0] == "python":
-            characters.make(Path(words[2]), {"train": 60, "validation": 30, "test": 30})
-            continue
-        done = CliRunner().invoke(main, words[1:])
-        assert done.exit_code == 0, f"{stage.cmd}\n{done.stderr}"
+    few = {"train": 60, "validation": 30, "test": 30}
+    run_in_process(tmp_path, folder, monkeypatch, {"python": lambda words: characters.make(Path(words[1]), few)})
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Claims</h2>" in page and "Anshumann" in page
     assert read_comparison(folder / "claims" / "omitted-mlp-bias.json")["paired_seeds"] == 2
