@@ -1,4 +1,4 @@
-"""Examples that run through DVC: a checkout of one in a folder of its own, and commands in it."""
+"""Examples that run through DVC: their stages as DVC reads them, and a run of their commands."""
 
 from __future__ import annotations
 
