@@ -56,18 +56,14 @@ class Cohort(Members):
     def stacked(self) -> int:
         return 1
 
-    def train(self, mode: bool = True) -> Cohort:
-        """Training or evaluation mode of all members."""
-        self._shape[0].train(mode)
-        super().train(mode)
-        return self
-
     def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Stacked parameters and buffers by the names that they have in a member."""
         buffers = (getattr(self, f"buffer{number}") for number in range(len(self._buffer_names)))
         return dict(zip(self._names, self.weights, strict=True)), dict(zip(self._buffer_names, buffers, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._shape[0].training != self.training:  # it is not among the modules, and is in no mode by itself
+            self._shape[0].train(self.training)
         return vmap(self._one, in_dims=(0, 0, None), randomness="different")(*self._tensors(), x)
 
     def _one(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -22,7 +22,10 @@ class Members(nn.Module, ABC):
 
     @property
     def stacked(self) -> int:
-        """Leading axes that a parameter here has more than in a member: 1 where members are stacked."""
+        """Leading axes that a parameter has here more than in a member: 1 where members are stacked.
+
+        Parameters of members within these go by what those say.
+        """
         return 0
 
     @abstractmethod
@@ -45,11 +48,7 @@ class Team(Members):
     def count(self) -> int:
         return len(self.models)
 
-    def forward(self, x: Tensor) -> Tensor | Output:
-        return self.logits(x)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits (n, B, C)."""
+    def forward(self, x: Tensor) -> Tensor:
         return torch.stack([logits_of(model(x)) for model in self.models])
 
     def members(self) -> Sequence[nn.Module]:

@@ -25,10 +25,12 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ModelError(f"{type(model).__name__} has no parameter that takes gradients: there is nothing to train")
-    axes = 1 + (model.stacked if isinstance(model, Members) else 0)
+    # Stacked weights have an axis of the members first, and what is beside them (a gate) has none.
+    leading = {id(p): each.stacked for each in model.modules() if isinstance(each, Members) for p in each.parameters()}
+    axes = [p.ndim - leading.get(id(p), 0) for p in trained]
     groups = [
-        {"params": [p for p in trained if p.ndim > axes], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= axes], "weight_decay": 0.0},
+        {"params": [p for p, n in zip(trained, axes, strict=True) if n > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p, n in zip(trained, axes, strict=True) if n <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)

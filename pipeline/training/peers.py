@@ -16,30 +16,47 @@ from pipeline.identity import view_seed
 from pipeline.losses import gated_logits, mean_logits
 from pipeline.models import build_model, check_model, save_weights, state_digest
 from pipeline.sampler import Order
+from pipeline.training.cohort import together
 from pipeline.training.config import TrainConfig
 from pipeline.training.lessons import Lessons
 from pipeline.training.loop import VALIDATION_BATCHES, Fitted
-from pipeline.training.members import Team
+from pipeline.training.members import Members, Team
 from pipeline.training.objective import Output
 from pipeline.training.tally import exact_sum, judged
 from pipeline.training.task import Task
 
+CPU = torch.device("cpu")
 
-class Peers(Team):
+
+class Peers(Members):
     """Models that learn from each other, the student first; with ``gated``, their ensemble as one member more.
 
     The ensemble of n models has n weights of its own, equal at first. Lan et al. 2018 take them from features that all
-    branches share; these models share none. ``lessons``: the features that they learn from each other, None for none.
+    branches share; these models share none.
+
+    - ``group``: the models, stacked or one by one;
+    - ``lessons``: the features that they learn from each other, which takes a ``Team``; None for none;
+    - ``whose``: what each member is called in errors, the ensemble last;
+    - ``apart``: why models that are alike are not stacked, "" for those that are, and for others.
     """
 
-    def __init__(self, models: Sequence[nn.Module], *, gated: bool = False, lessons: Lessons | None = None) -> None:
-        super().__init__(models)
-        self.gate = nn.Parameter(torch.zeros(len(models))) if gated else None
-        self.lessons = lessons
+    def __init__(
+        self,
+        group: Members,
+        *,
+        gated: bool = False,
+        lessons: Lessons | None = None,
+        whose: Sequence[str] = (),
+        apart: str = "",
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.gate = nn.Parameter(torch.zeros(group.count)) if gated else None
+        self.lessons, self.whose, self.apart = lessons, tuple(whose), apart
 
     @property
     def count(self) -> int:
-        return len(self.models) + (self.gate is not None)
+        return self.group.count + (self.gate is not None)
 
     def forward(self, x: Tensor) -> Tensor | Output:
         """Logits (n, B, C), or (n + 1, B, C) with those of the ensemble last; in training with features, an Output."""
@@ -50,12 +67,21 @@ class Peers(Team):
             return Output(logits, self.lessons())
 
     def logits(self, x: Tensor) -> Tensor:
-        logits = super().logits(x)
+        """Logits (n, B, C), or (n + 1, B, C)."""
+        logits: Tensor = self.group(x)
         return logits if self.gate is None else torch.cat([logits, gated_logits(logits, self.gate)[None]])
 
+    def members(self) -> Sequence[nn.Module]:
+        """The models, without their ensemble: copies where they are stacked."""
+        return self.group.members()
 
-def with_peers(student: nn.Module, config: TrainConfig, dataset: Dataset, seed: int) -> Peers:
-    """``student``, which is left as it is, and its peers, checked; peer k has initial weights of (seed, k).
+
+def with_peers(
+    student: nn.Module, config: TrainConfig, dataset: Dataset, seed: int, device: torch.device = CPU
+) -> Peers:
+    """``student``, with the weights that it has, and its peers, checked; peer k has initial weights of (seed, k).
+
+    Models that are alike are stacked where that pays on ``device``, where they are to be trained (``together``).
 
     Raises ConfigError or ModelError for a model that does not exist, does not fit ``dataset``, or does not have the
     features that are to be learnt.
@@ -68,9 +94,20 @@ def with_peers(student: nn.Module, config: TrainConfig, dataset: Dataset, seed: 
         whose.append(f"peer {number}, {reference}")
     for model, name in zip(models, whose, strict=True):
         check_model(model, classes=len(dataset.classes), example_input=example, whose=f"{name},")
-    hints = config.goal.hints
+    gated, hints = config.exchange == "ensemble", config.goal.hints
+    whose += ["their ensemble"] * gated
+    first, *others = references(config)
+    group: Members
+    if any(other != first for other in others):
+        group, apart = Team(models), ""
+    elif hints is not None:
+        # A tap takes what the module of one model gives. Stacked models have no modules of their own, and what the
+        # module of all gives is a tensor of vmap's, which means nothing outside of it.
+        group, apart = Team(models), "features are taken from the modules of each"
+    else:
+        group, apart = together([model.to(device) for model in models], example.to(device))
     lessons = None if hints is None else Lessons(models, whose, config.exchange, hints, example, seed)
-    return Peers(models, gated=config.exchange == "ensemble", lessons=lessons)
+    return Peers(group, gated=gated, lessons=lessons, whose=whose, apart=apart)
 
 
 def references(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -79,10 +116,13 @@ def references(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
     return [student] * max(config.peers, 1) + [(reference, {}) for reference in config.peer]
 
 
-def peer_records(peers: Peers, config: TrainConfig, task: Task, fitted: Fitted) -> dict[str, Any]:
+def peer_records(
+    peers: Peers, models: Sequence[nn.Module], config: TrainConfig, task: Task, fitted: Fitted
+) -> dict[str, Any]:
     """What a record says of the peers: figures on validation of each, of their mean probability, of their ensemble.
 
-    ``peers`` are evaluated once more, on ``task.device``, where there are validation rows. JSON values.
+    ``models`` are the members of ``peers``, which are evaluated once more, on ``task.device``, where there are
+    validation rows. JSON values.
     """
     history = fitted.history
     figures = _figures(peers, config, task) if len(task.validation) else []
@@ -95,7 +135,7 @@ def peer_records(peers: Peers, config: TrainConfig, task: Task, fitted: Fitted) 
             "loss": history[-1]["loss"][number],
             **(dict(zip(named, figures[number], strict=True)) if figures else {}),
         }
-        for number, ((reference, _), model) in enumerate(zip(references(config), peers.models, strict=True))
+        for number, ((reference, _), model) in enumerate(zip(references(config), models, strict=True))
     ]
     found: dict[str, Any] = {"peers": records}
     if figures:
@@ -114,15 +154,15 @@ def _figures(peers: Peers, config: TrainConfig, task: Task) -> list[list[float]]
     for rows, x in zip(order.epoch(0), task.validation_inputs.stream(order, 0, 0, 0), strict=True):
         with torch.no_grad(), autocast(task.device, config.precision):
             logits = peers(x).float().cpu()
-        logits = torch.cat([logits, mean_logits(logits[: len(peers.models)], temperature=1.0)[None]])
+        logits = torch.cat([logits, mean_logits(logits[: peers.group.count], temperature=1.0)[None]])
         found.append(judged(logits, labels[torch.from_numpy(rows)]))
     figures: list[list[float]] = (exact_sum(torch.stack(found)) / order.examples).T.tolist()
     return figures
 
 
-def save_peers(folder: Path, peers: Peers, config: TrainConfig, metadata: dict[str, Any]) -> None:
-    """peer-1.safetensors and so on, all but the student; ``metadata`` is the student's."""
-    for number, (reference, arguments) in enumerate(references(config)):
+def save_peers(folder: Path, models: Sequence[nn.Module], config: TrainConfig, metadata: dict[str, Any]) -> None:
+    """peer-1.safetensors and so on, all of ``models`` but the student; ``metadata`` is the student's."""
+    for number, ((reference, arguments), model) in enumerate(zip(references(config), models, strict=True)):
         if number:
             own = metadata | {"reference": reference, "args": arguments, "peer": number}
-            save_weights(folder / f"peer-{number}.safetensors", peers.models[number], own)
+            save_weights(folder / f"peer-{number}.safetensors", model, own)

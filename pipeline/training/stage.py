@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from pipeline.datasets import Dataset
-from pipeline.errors import DiskFullError
+from pipeline.errors import DiskFullError, some
 from pipeline.identity import digest, short
 from pipeline.models import build_model, check_model, save_weights, state_digest
 from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.training.config import TrainConfig
-from pipeline.training.loop import Fitted, fit
+from pipeline.training.loop import DivergedError, Fitted, fit
 from pipeline.training.peers import Peers, peer_records, save_peers, with_peers
 from pipeline.training.preparation import Prepared, prepare
 from pipeline.training.ranks import Ranks
@@ -89,7 +89,7 @@ def _follow(config: TrainConfig, prepared: Prepared, ranks: Ranks) -> TrainRepor
     folder, seeds = ranks.told(None)
     for seed in seeds:
         state = Path(folder) / f"seed-{seed}" / STATE
-        fit(_learner(config, prepared.dataset, seed), prepared.task, config, seed=seed, state=state, ranks=ranks)
+        fit(_learner(config, prepared, seed), prepared.task, config, seed=seed, state=state, ranks=ranks)
     who = {**environment(prepared.task.device), "rank": ranks.rank, "ranks": ranks.world}
     return TrainReport(str(config.out), run_identity(config, prepared.lineage), [], prepared.lineage, environment=who)
 
@@ -192,9 +192,12 @@ def _one_seed(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train one student into ``folder``; its record, and what it took."""
     dataset = prepared.dataset
-    model = _learner(config, dataset, seed)
-    student = model.models[0] if isinstance(model, Peers) else model
-    check_model(student, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])
+    model = _learner(config, prepared, seed)
+    if not isinstance(model, Peers):  # those are checked before they are stacked
+        check_model(model, classes=len(dataset.classes), example_input=dataset.prepare(dataset.load(0))[None])
+    elif model.apart:
+        name = f"{Path(config.out).name}, seed {seed}"
+        progress.log(f"{name}: the {model.group.count} peers run one after another in each step: {model.apart}")
     try:
         record, timing = _train(config, prepared, model, folder, seed, ranks, progress)
     except DiskFullError as error:
@@ -220,10 +223,19 @@ def _train(
     """Train ``model``, a student or one with its peers, and keep it in ``folder``; its record, and what it took."""
     name = f"{Path(config.out).name}, seed {seed}"
     state = folder / STATE
-    fitted = fit(model, prepared.task, config, seed=seed, state=state, progress=progress, description=name, ranks=ranks)
+    try:
+        fitted = fit(
+            model, prepared.task, config, seed=seed, state=state, progress=progress, description=name, ranks=ranks
+        )
+    except DivergedError as error:
+        if not isinstance(model, Peers):
+            raise
+        lost = [model.whose[number] for number in error.members]
+        raise DivergedError(f"{error}. That is so for {some(lost, 5)}", error.members) from error
     return keep_student(config, prepared, model, folder, seed, fitted), {
         "seconds": round(fitted.seconds, 3),
         "examples_per_second": round(ranks.world * fitted.examples / max(fitted.seconds, 1e-9), 1),
+        **({"stacked": bool(model.group.stacked)} if isinstance(model, Peers) else {}),
     }
 
 
@@ -234,7 +246,8 @@ def keep_student(
 
     That is written last, so that ``finished_seed`` finds it.
     """
-    student = model.models[0] if isinstance(model, Peers) else model
+    models = model.members() if isinstance(model, Peers) else [model]
+    student = models[0]
     record = {
         "seed": seed,
         "epochs": len(fitted.history),
@@ -249,10 +262,10 @@ def keep_student(
     metadata = {**model_metadata(*config.model, prepared.dataset), "seed": seed, "cache": prepared.lineage["cache"]}
     save_model(folder, student, metadata, fitted)
     if isinstance(model, Peers):
-        found = peer_records(model, config, prepared.task, fitted)
+        found = peer_records(model, models, config, prepared.task, fitted)
         own = {key: found["peers"][0][key] for key in ("loss", "accuracy", "nll") if key in found["peers"][0]}
         record |= {"best_epoch": fitted.of(0).best_epoch, **own, **found}
-        save_peers(folder, model, config, metadata)
+        save_peers(folder, models, config, metadata)
     write_atomic(folder / SEED_RECORD, json_bytes({"identity": str(seed), "record": record}))
     return record
 
@@ -271,10 +284,12 @@ def initial_student(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Modu
     return build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
 
 
-def _learner(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Module:
+def _learner(config: TrainConfig, prepared: Prepared, seed: int) -> nn.Module:
     """What is fitted: the student of one seed before its first step, with its peers where it has any."""
-    student = initial_student(config, dataset, seed)
-    return with_peers(student, config, dataset, seed) if config.exchanging else student
+    student = initial_student(config, prepared.dataset, seed)
+    if not config.exchanging:
+        return student
+    return with_peers(student, config, prepared.dataset, seed, prepared.task.device)
 
 
 def model_metadata(reference: str, arguments: dict[str, Any], dataset: Dataset) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, some
 from pipeline.training.ranks import shared_as, whole
 from pipeline.workspace import write_atomic
 
@@ -100,7 +100,8 @@ def load_state(
 ) -> Loaded | None:
     """Fill ``model``, ``optimizer`` and the random generators from ``path``; None when there is no file.
 
-    Raises ConfigError when the file is not a training state, or is that of another run.
+    Raises ConfigError when the file is not a training state, is that of another run, or holds weights of other names
+    or shapes than ``model``.
     """
     if not path.is_file():
         return None
@@ -117,8 +118,9 @@ def load_state(
     if found != (FORMAT, signature):
         raise ConfigError(f"{path} is the state of another run (other options, data or seed). Delete it to start over")
     position.best = None if position.best is None else (position.best[0], position.best[1])
-    held = model.state_dict()
-    model.load_state_dict({name: shared_as(value, held[name]) for name, value in _under(tensors, "model/").items()})
+    held, kept = model.state_dict(), _under(tensors, "model/")
+    _check_weights(path, kept, held)
+    model.load_state_dict({name: shared_as(value, held[name]) for name, value in kept.items()})
     state: dict[int, dict[str, Any]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in _under(tensors, "optimizer/").items():
@@ -139,6 +141,17 @@ def load_state(
         torch.mps.set_rng_state(tensors["random/mps"])
     best = {name: shared_as(value.to(device), held[name]) for name, value in _under(tensors, "best/").items()}
     return Loaded(position, best or None, tensors["losses"])
+
+
+def _check_weights(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError unless both have the same names and shapes: the same run may have kept them otherwise."""
+    there, here = ({f"{name} {tuple(value.shape)}" for name, value in side.items()} for side in (found, expected))
+    if there != here:
+        raise ConfigError(
+            f"{path} is a state of this run with other weights: expected {some(sorted(here - there)) or 'no others'}, "
+            f"found {some(sorted(there - here)) or 'none of these'}. It is of another release, or of another device, where "
+            "peers are stacked or are not. Go on there, or delete it to start over"
+        )
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

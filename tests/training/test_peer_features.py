@@ -27,6 +27,7 @@ from pipeline.training.grid import SweepConfig
 from pipeline.training.hints import Hints, Lesson
 from pipeline.training.lessons import Lessons
 from pipeline.training.loop import DivergedError
+from pipeline.training.members import Team
 from pipeline.training.methods import methods, table
 from pipeline.training.objective import Batch, Output, Terms
 from pipeline.training.peers import Peers, with_peers
@@ -48,7 +49,7 @@ def team(kind: str, loss: str, pairs: tuple[tuple[str, str], ...] = PAIRS, seed:
     torch.manual_seed(seed)
     models = [build_model(f"mlp-{width}", {}, classes=C, input_shape=(5,)) for width in (4, 6, 3)]
     lessons = Lessons(models, ["a", "b", "c"], kind, Hints(pairs, loss), torch.zeros(1, 5), seed)
-    return Peers(models, lessons=lessons).double()
+    return Peers(Team(models), lessons=lessons).double()
 
 
 def inputs(seed: int = 3) -> Tensor:
@@ -95,7 +96,7 @@ def test_the_terms_are_those_of_every_pair_of_members(kind: str, loss: str) -> N
     peers, exchange = team(kind, loss), goal(kind, loss)
     found = terms(peers, exchange)
     without = replace(exchange, hints=None)(Output(peers(inputs()).logits), Batch(labels=LABELS))
-    given = [values(model, inputs()) for model in peers.models]
+    given = [values(model, inputs()) for model in peers.members()]
     assert peers.lessons is not None
     projections = iter(peers.lessons.projections.values())
     expected = [torch.zeros((), dtype=torch.float64)] * 3
@@ -124,7 +125,7 @@ def test_whoever_teaches_is_a_constant(loss: str) -> None:
     peers = team("mutual", loss)
     found = terms(peers, replace(goal("mutual", loss), own=Objective(beta=0.0), weight=0.0))
     for learner in range(3):
-        weights = [[p for p in model.parameters() if p.ndim > 1] for model in peers.models]
+        weights = [[p for p in model.parameters() if p.ndim > 1] for model in peers.members()]
         for number, own in enumerate(weights):
             gradients = torch.autograd.grad(found.total[learner], own, retain_graph=True, materialize_grads=True)
             reached = [bool(gradient.any()) for gradient in gradients]
@@ -136,7 +137,7 @@ def test_online_teachers_learn_hard_labels_alone_while_the_student_learns_featur
     first = exchange.at(1)
     found = terms(peers, first)
     assert first.used == ("hard", "hints") and found.peers is None and found.hard is not None
-    hard = torch.stack([hard_loss(model(inputs()), LABELS).sum() for model in peers.models])
+    hard = torch.stack([hard_loss(model(inputs()), LABELS).sum() for model in peers.members()])
     torch.testing.assert_close(found.hard, hard * torch.tensor([0.0, 1.0, 1.0]))
     torch.testing.assert_close(found.total[1:], hard[1:])
     assert found.hints is not None and found.hints[0] > 0 and not found.hints[1:].any()
@@ -169,7 +170,7 @@ def test_in_evaluation_there_are_logits_alone_and_nothing_listens_between_the_st
 
 
 def test_features_that_nobody_gives_are_missed() -> None:
-    bare = Peers(list(team("mutual", "hint").models))
+    bare = Peers(team("mutual", "hint").group)
     with pytest.raises(ModelError, match="no features to learn activation, hidden from"):
         goal("mutual", "hint")(Output(bare(inputs())), Batch(labels=LABELS))
 

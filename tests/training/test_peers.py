@@ -30,6 +30,7 @@ from pipeline.softlabels import Dense
 from pipeline.training import Objective, TrainConfig, fit, prepare, run
 from pipeline.training.exchange import Exchange
 from pipeline.training.grid import SweepConfig
+from pipeline.training.members import Team
 from pipeline.training.objective import Batch, Output
 from pipeline.training.peers import Peers, with_peers
 from pipeline.training.recipe import outcome_options
@@ -93,7 +94,7 @@ def test_online_teachers_learn_from_hard_labels_alone() -> None:
 
 def test_the_gate_and_every_peer_get_gradients_of_their_own() -> None:
     torch.manual_seed(0)
-    peers = Peers([nn.Linear(5, C) for _ in range(2)], gated=True).double()
+    peers = Peers(Team([nn.Linear(5, C) for _ in range(2)]), gated=True).double()
     output = peers(logits(B, 5, seed=3))
     assert peers.count == 3 and output.shape == (3, B, C)
     torch.testing.assert_close(output[2], output[:2].mean(dim=0))
@@ -107,9 +108,9 @@ def test_the_first_peer_starts_as_the_student_and_the_others_from_seeds_of_their
     alone = initial_student(options, dataset, 5)
     first, again = (with_peers(initial_student(options, dataset, 5), options, dataset, 5) for _ in range(2))
     other = with_peers(initial_student(options, dataset, 6), options, dataset, 6)
-    weights = [peer.state_dict() for peer in first.models]
+    weights = [peer.state_dict() for peer in first.members()]
     assert len(weights) == 5 and all(torch.equal(value, alone.state_dict()[name]) for name, value in weights[0].items())
-    hidden = [peer.get_parameter("hidden.weight") for team in (first, other) for peer in team.models[:4]]
+    hidden = [peer.get_parameter("hidden.weight") for team in (first, other) for peer in team.members()[:4]]
     assert not any(torch.equal(a, b) for n, a in enumerate(hidden) for b in hidden[:n])
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
