@@ -149,8 +149,8 @@ def _check_weights(path: Path, found: Mapping[str, Tensor], expected: Mapping[st
     if there != here:
         raise ConfigError(
             f"{path} is a state of this run with other weights: expected {some(sorted(here - there)) or 'no others'}, "
-            f"found {some(sorted(there - here)) or 'none of these'}. It is of another release, or of another device, where "
-            "peers are stacked or are not. Go on there, or delete it to start over"
+            f"found {some(sorted(there - here)) or 'none of these'}. It is of another release, or of another "
+            "device, where peers are stacked or are not. Go on there, or delete it to start over"
         )
 
 

@@ -61,9 +61,11 @@ def judged(logits: Tensor, expected_B: Tensor) -> Tensor:
 
 
 def exact_sum(rows: Tensor) -> Tensor:
-    """The sum over the first dimension of (rows, ...), float64, whatever the order of the rows; NaN or infinite terms
-    give NaN."""
+    """The sum over the first dimension of (rows, ...), float64, whatever the order of the rows.
+
+    A sum with a NaN or infinite term is NaN; those of other members are not touched.
+    """
     flat = rows.double().flatten(1).T.tolist()
-    finite = bool(torch.isfinite(rows).all())
-    sums = [math.fsum(column) if finite else math.nan for column in flat]
+    finite = torch.isfinite(rows).flatten(1).all(dim=0).tolist()
+    sums = [math.fsum(column) if whole else math.nan for column, whole in zip(flat, finite, strict=True)]
     return torch.tensor(sums, dtype=torch.float64).reshape(rows.shape[1:])
