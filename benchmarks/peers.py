@@ -37,8 +37,8 @@ def run(settings: Settings) -> Table:
         "Peers",
         rows,
         (
-            f"Both sides call the same `fit` on inputs kept in memory, batches of {config.batch_size}, hard labels, with "
-            "validation each epoch; one thread of torch. The peers are made outside of the time.",
+            f"Both sides call the same `fit` on inputs kept in memory, batches of {config.batch_size}, hard labels, "
+            "with validation each epoch; one thread of torch. The peers are made outside of the time.",
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from pipeline.errors import ModelError
 from pipeline.losses import FEATURE_LOSSES, ResponseLoss, mean_logits, mutual_loss, taught_loss
 from pipeline.training.hints import Hints, Lesson
 from pipeline.training.objective import Batch, Objective, Output, Terms
+from pipeline.training.shared import Shared
 
 EXCHANGES = ("mutual", "ensemble", "online")
 
@@ -72,9 +74,7 @@ class Exchange:
     def __call__(self, output: Output, batch: Batch) -> Terms:
         """Sums (n,) over the rows of a batch, of logits (n, B, C). All rows have features: their teachers are here."""
         logits = output.logits
-        goals = [self.own if learns else self._hard for learns in self._learners(len(logits))]
-        apart = [goal(Output(each), batch) for goal, each in zip(goals, logits, strict=True)]
-        total = torch.stack([terms.total for terms in apart])
+        total, hard, soft, _, _ = _each(self.own, self._hard, tuple(self._learners(len(logits))))(Output(logits), batch)
         peers = self._between(logits).sum(dim=1) if self.weight else None
         if peers is not None:
             total = total + self.weight * peers
@@ -85,7 +85,6 @@ class Exchange:
         for value in idle:
             # Ranks expect gradients of every parameter, zeros of those that are not used.
             total = total + value.float().sum() * 0
-        hard, soft = (_stacked([terms[column] for terms in apart], total) for column in (1, 2))
         return Terms(total, hard, soft, hints, peers)
 
     @property
@@ -131,6 +130,12 @@ class Exchange:
         teacher = mean_logits(logits[1:].detach(), temperature=temperature)
         learnt = taught_loss(logits[:1], teacher, temperature=temperature)
         return torch.cat([learnt, learnt.new_zeros(len(logits) - 1, learnt.shape[1])])
+
+
+@functools.lru_cache(maxsize=8)
+def _each(own: Objective, hard: Objective, learners: tuple[bool, ...]) -> Shared:
+    """The objective that members have apart from each other, computed at once for those who have the same."""
+    return Shared(tuple(own if learns else hard for learns in learners))
 
 
 def _stacked(values: list[Tensor | None], like: Tensor) -> Tensor | None:
