@@ -83,7 +83,7 @@ class Shared:
             raise ConfigError(
                 f"logits of {len(self.objectives)} members were expected, one an objective; found {len(output.logits)}"
             )
-        logits = output.logits.unbind()
+        logits = output.logits
         wide = functools.cache(lambda times: _repeated(batch, times))  # a step has few sizes of groups
         hard = soft = None
         if self._alike_hard:
@@ -95,23 +95,28 @@ class Shared:
             for name, term in (("alpha", soft), ("beta", hard))
             if term is not None
         ]
-        nothing = output.logits.sum(dim=(1, 2)) * 0
+        nothing = logits.sum(dim=(1, 2)) * 0
         return Terms(sum(weighed[1:], start=weighed[0]) if weighed else nothing, hard, soft, None)
 
     def _terms(
         self,
-        logits: Sequence[Tensor],
+        logits: Tensor,
         alike: Sequence[Sequence[int]],
         wide: Callable[[int], Batch],
         rows_of: Callable[[Objective, Tensor, Batch], Tensor],
     ) -> Tensor:
         """(n,): sums over the rows of each member; 0 for members of no group."""
+        count = len(logits)
+        if len(alike[0]) == count:  # one group of all: nothing has to be taken apart
+            rows = rows_of(self.objectives[0], logits.flatten(0, 1), wide(count))
+            return rows.reshape(count, -1).sum(dim=1)
+        each = logits.unbind()
         sums: dict[int, Tensor] = {}
         for members in alike:
-            rows = rows_of(self.objectives[members[0]], torch.cat([logits[n] for n in members]), wide(len(members)))
+            rows = rows_of(self.objectives[members[0]], torch.cat([each[n] for n in members]), wide(len(members)))
             sums |= dict(zip(members, rows.reshape(len(members), -1).sum(dim=1).unbind(), strict=True))
         zero = next(iter(sums.values())).new_zeros(())
-        return torch.stack([sums.get(n, zero) for n in range(len(logits))])
+        return torch.stack([sums.get(n, zero) for n in range(count)])
 
 
 def _soft(objective: Objective, logits: Tensor, batch: Batch) -> Tensor:
