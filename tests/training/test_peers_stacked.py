@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import build_model, evaluating
 from pipeline.progress import Silent
 from pipeline.training import Objective, TrainConfig, cohort, fit, prepare, run
+from pipeline.training import peers as making
 from pipeline.training.cohort import Cohort
 from pipeline.training.exchange import Exchange
 from pipeline.training.loop import DivergedError
@@ -35,6 +36,12 @@ KINDS = {
     "ensemble": {"peers": 3, "exchange": "ensemble"},
     "online": {"peer": ("cnn-4", "cnn-4"), "exchange": "online"},
 }
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two peers are enough to be stacked."""
+    monkeypatch.setattr(making, "FEWEST", 2)
 
 
 class _Log(Silent):
@@ -110,7 +117,7 @@ def test_what_decays_is_the_same_and_the_gate_does_not(student: str) -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_fit_of_stacked_peers_is_that_of_peers_one_by_one(
-    config: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+    config: Make, few: None, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """With a cache as one more voice, two batches a step, and validation."""
     options = config(student="cnn-4", accumulate=2, weight_decay=0.3, train_views="all", **KINDS[kind])
@@ -129,7 +136,7 @@ def test_a_fit_of_stacked_peers_is_that_of_peers_one_by_one(
             torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_members_are_copies_and_models_as_they_were_built(config: Make) -> None:
+def test_members_are_copies_and_models_as_they_were_built(config: Make, few: None) -> None:
     peers = learner(config(cached=False, student="cnn-4", peers=2, exchange="ensemble"))
     alone = initial_student(config(cached=False, student="cnn-4"), prepare(config(cached=False)).dataset, 0)
     student = peers.members()[0]
@@ -155,7 +162,7 @@ def stopped(options: TrainConfig, state: Path, stop: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "stop"), [("mutual", 3), ("ensemble", 10), ("online", 8)])
-def test_stacked_peers_go_on_bit_for_bit(config: Make, tmp_path: Path, kind: str, stop: int) -> None:
+def test_stacked_peers_go_on_bit_for_bit(config: Make, few: None, tmp_path: Path, kind: str, stop: int) -> None:
     options = config(student="cnn-4", epochs=3, checkpoint_every=1e-9, **KINDS[kind])
     task, whole, again = prepare(options).task, learner(options), learner(options)
     expected = fit(whole, task, options, seed=0)
@@ -166,7 +173,7 @@ def test_stacked_peers_go_on_bit_for_bit(config: Make, tmp_path: Path, kind: str
 
 
 def test_a_state_with_weights_kept_otherwise_is_refused(
-    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Make, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of peers one by one, as they are kept now, and as they were before there was a group; and the other way round."""
     options, state = config(cached=False, peers=2, checkpoint_every=1e-9), tmp_path / "state.safetensors"
@@ -189,7 +196,7 @@ def test_a_state_with_weights_kept_otherwise_is_refused(
         fit(unstacked, task, options, seed=0, state=tmp_path / "other.safetensors")
 
 
-def test_a_model_of_another_shape_is_refused_too(config: Make, tmp_path: Path) -> None:
+def test_a_model_of_another_shape_is_refused_too(config: Make, few: None, tmp_path: Path) -> None:
     options, state = config(cached=False, peers=2, checkpoint_every=1e-9), tmp_path / "state.safetensors"
     stopped(options, state, 3)
     wider = Peers(Cohort([build_model("mlp-5", {}, classes=3, input_shape=SHAPE) for _ in range(2)]))
@@ -202,13 +209,17 @@ def test_a_model_of_another_shape_is_refused_too(config: Make, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("own", "kind", "said"),
     [
-        ({"peers": 2}, Cohort, ""),
-        ({"peer": ("mlp-4",)}, Cohort, ""),
-        ({"peers": 2, "peer": ("mlp-4",)}, Cohort, ""),
-        ({"peer": ("mlp-4", "mlp-4"), "exchange": "online"}, Cohort, ""),
-        ({"peers": 2, "peer": ("cnn-2",)}, Team, ""),
-        ({"peer": ("cnn-2", "cnn-2"), "exchange": "online"}, Team, ""),
-        ({"peers": 2, "hints": ("hidden",)}, Team, "features are taken from the modules of each"),
+        ({"peers": 6}, Cohort, ""),
+        ({"peers": 5}, Team, ""),
+        ({"peer": ("mlp-4",) * 5}, Cohort, ""),
+        ({"peers": 2, "peer": ("mlp-4",) * 4, "exchange": "ensemble"}, Cohort, ""),
+        ({"peer": ("mlp-4",) * 5, "exchange": "online"}, Cohort, ""),
+        ({"peers": 6, "peer": ("cnn-2",)}, Team, ""),
+        ({"peer": ("cnn-2",) * 6, "exchange": "online"}, Team, ""),
+        ({"peers": 6, "student": "cnn-2", "student_args": ("dropout=0.1",)}, Cohort, ""),
+        ({"peers": 5, "student": "cnn-2", "peer": ("cnn-2",), "student_args": ("dropout=0.1",)}, Team, ""),
+        ({"peers": 6, "hints": ("hidden",)}, Team, "features are taken from the modules of each"),
+        ({"peers": 2, "hints": ("hidden",)}, Team, ""),
     ],
 )
 def test_which_peers_are_stacked(config: Make, own: dict[str, Any], kind: type[Members], said: str) -> None:
@@ -220,16 +231,16 @@ def test_which_peers_are_stacked(config: Make, own: dict[str, Any], kind: type[M
 def test_a_run_says_whether_its_peers_were_stacked(config: Make, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
     if large:
         one_by_one(monkeypatch)
-    made, log = config(cached=False, peers=2, exchange="ensemble", epochs=2), _Log()
+    made, log = config(cached=False, peers=6, exchange="ensemble", epochs=2), _Log()
     report = run(made, log)
     assert report.environment["fits"]["0"]["stacked"] is not large
     beside = json.loads(Path(f"{made.out}.report.json").read_text())
     assert beside["environment"]["fits"]["0"]["stacked"] is not large
-    said = [line for line in log.lines if "run, seed 0: the 2 peers run one after another in each step: with " in line]
+    said = [line for line in log.lines if "run, seed 0: the 6 peers run one after another in each step: with " in line]
     assert len(said) == large and "stacked" not in (Path(made.out) / "run.json").read_text()
 
 
-def test_a_stacked_peer_that_diverges_is_told_from_the_others(config: Make) -> None:
+def test_a_stacked_peer_that_diverges_is_told_from_the_others(config: Make, few: None) -> None:
     """The online student learns from both teachers, and they from neither."""
     options = config(cached=False, student="cnn-4", **KINDS["online"])
     peers = learner(options)
@@ -240,7 +251,7 @@ def test_a_stacked_peer_that_diverges_is_told_from_the_others(config: Make) -> N
     assert raised.value.members == (0, 2)
 
 
-def test_a_run_names_the_peers_that_diverged(config: Make) -> None:
+def test_a_run_names_the_peers_that_diverged(config: Make, few: None) -> None:
     made = config(cached=False, student="cnn-2", peers=2, exchange="ensemble", lr=1e30, optimizer="sgd")
     with pytest.raises(DivergedError) as raised:
         run(made)
