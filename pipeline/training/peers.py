@@ -29,9 +29,9 @@ CPU = torch.device("cpu")
 FEWEST = 6
 """Peers from which stacking pays on a CPU.
 
-Measured on one thread at 8 x 8 pixels, batches of 64, one by one against stacked: with mlp-16, 2 are 0.7 to 0.9 times as
-fast stacked, 4 0.9 to 1.0 times, 6 0.9 to 1.2 times and 16 1.5 to 1.7 times; with cnn-4, 2 are as fast, 4 1.0 to 1.3 times
-and 16 1.5 to 1.6 times as fast. What is fixed is vmap's own cost, about 0.2 ms a step.
+Measured on one thread at 8 x 8 pixels, batches of 64: stacked, 2 peers are 0.7 to 0.9 times as fast with mlp-16, 4 are
+0.9 to 1.0 times, 6 are 0.9 to 1.2 times and 16 are 1.3 to 1.8 times; with cnn-4, 2 are as fast, 4 are 1.0 to 1.3 times
+and 16 are 1.5 to 1.6 times. A step of vmap has a fixed cost of about 0.2 ms.
 """
 
 
