@@ -125,7 +125,9 @@ def _variant(config: Mapping[str, Any], soft: bool, labels: str) -> str:
     smoothed = f"label smoothing {smoothing:g}" if smoothing else ""
     noise = float(config.get("label_noise") or 0.0)
     noisy = f"{100 * noise:g}% of them wrong" if noise else ""
-    peers = _peers(config)
+    peers, hints = _peers(config), _hints(config)
+    if peers and hints:
+        peers, hints = f"{peers} {hints}", ""  # they learn the features of each other
     if not soft:
         return ", ".join(filter(None, [peers, smoothed, noisy and f"hard labels, {noisy}"]))
     loss = " ".join(_CAPITALS.get(word, word) for word in str(config.get("loss") or "kl").split("-"))
@@ -137,7 +139,7 @@ def _variant(config: Mapping[str, Any], soft: bool, labels: str) -> str:
         _teachers(config),
         f"along {len(config['route'])} checkpoints" if config.get("route") else "",
         labels and f"from {labels}",
-        _hints(config),
+        hints,
         smoothed and f"with {smoothed}",
         noisy and f"and hard labels, {noisy}",
         peers and f"and {peers}",

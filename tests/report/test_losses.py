@@ -67,6 +67,8 @@ def only(findings: Findings) -> Family:
         ({"loss": "dkd", "alpha_epochs": 8}, "DKD rising over 8 epochs", None),
         ({"alpha_epochs": 0, "peers": 0, "peer": [], "exchange": "mutual", "peer_weight": 1.0}, "KL", "soft labels"),
         ({"alpha": 0.0, "peers": 2}, "mutual learning of 2", "hard labels, mutual learning of 2"),
+        ({"alpha": 0.0, "peers": 2, "hints": ["stage2"]}, "mutual learning of 2 with features (hint)", None),
+        ({"peers": 2, "hints": ["stage2"]}, "KL and mutual learning of 2 with features (hint)", None),
         ({"cache": None, "peers": 4}, "mutual learning of 4", "hard labels, mutual learning of 4"),
         ({"cache": None, "peers": 4, "exchange": "ensemble"}, "learning from the ensemble of 4", None),
         ({"cache": None, "peer": ["cnn-8"], "exchange": "online"}, "online learning from cnn-8", None),
