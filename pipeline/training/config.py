@@ -18,6 +18,8 @@ from pipeline.training.objective import Goal, Objective
 from pipeline.training.options import TrainOptions
 
 DEFAULT_BLOCK = 4096
+OF_MUTUAL_HINTS = 0.01
+"""Of the usual weight of hints, where both sides learn: at the whole of it they agree on features that say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +83,9 @@ class TrainConfig(TrainOptions):
         """What is learnt from features, defaults filled in."""
         if not self.hints:
             return None
-        weight = FEATURE_LOSSES[self.hint_loss].weight if self.hint_weight is None else self.hint_weight
+        weight = self.hint_weight
+        if weight is None:
+            weight = FEATURE_LOSSES[self.hint_loss].weight
+            if self.exchanging and self.exchange == "mutual":
+                weight *= OF_MUTUAL_HINTS
         return Hints(parse_hints(self.hints), self.hint_loss, weight, self.hint_epochs, self.hints_in_turn)

@@ -103,7 +103,9 @@ class TrainOptions(Recipe):
         "hint", "of the hints; --list-methods says what each is and where it comes from", choices=tuple(FEATURE_LOSSES)
     )
     hint_weight: float | None = option(
-        None, "weight of the hints, summed over the layers; a value that suits --hint-loss unless given"
+        None,
+        "weight of the hints, summed over the layers; a value that suits --hint-loss unless given, a hundredth of it "
+        "where mutual peers learn from each other",
     )
     hint_epochs: int = option(
         0, "first epochs, which learn hints alone; the others then learn labels alone. 0 learns both throughout"

@@ -401,3 +401,12 @@ def test_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
         weights = [load_file(tmp_path / name / "seed-0" / f"{file}.safetensors") for name in ("alone", "shared")]
         for name, value in weights[0].items():
             torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_mutual_peers_have_a_hundredth_of_the_usual_weight() -> None:
+    own: dict[str, Any] = {"hints": ("stage2",), "hint_loss": "attention", "student": "cnn-4", "out": Path("run")}
+    usual = TrainConfig(**own, peer=("cnn-8",), exchange="online").goal.hints
+    shared = TrainConfig(**own, peers=2).goal.hints
+    given = TrainConfig(**own, peers=2, hint_weight=7.0).goal.hints
+    assert usual and shared and given
+    assert shared.weight == pytest.approx(usual.weight / 100) and given.weight == 7.0
