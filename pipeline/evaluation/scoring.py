@@ -108,6 +108,8 @@ def teacher_scores(teacher: TeacherLabels, dataset: Dataset, rows: npt.NDArray[n
                 predictions=guesses,
                 confidence=np.full(len(batch), np.nan),
                 log_likelihood=np.full(len(batch), np.nan),
+                rank=np.full(len(batch), -1, dtype=np.int32),
+                brier=np.full(len(batch), np.nan),
             )
         )
     return metrics.concatenate(pieces)

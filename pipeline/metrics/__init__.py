@@ -1,0 +1,45 @@
+"""What a student is judged by: pure numpy functions of logits, labels and soft labels.
+
+N examples, C classes, K kept classes, B bins, S seeds. Logarithms are natural, so likelihoods and divergences are
+in nats. Accumulation is in float64 whatever the dtype of the logits.
+"""
+
+from pipeline.metrics.calibration import Reliability, adaptive_reliability, reliability
+from pipeline.metrics.comparison import Comparison, compare, half_width, spread, student_t95
+from pipeline.metrics.distributions import divergence, log_softmax, predicted
+from pipeline.metrics.scores import (
+    Scores,
+    concatenate,
+    confusion_matrix,
+    per_class_accuracy,
+    score,
+    top_k_correct,
+    true_rank,
+)
+from pipeline.metrics.significance import McNemar, mcnemar, wilson
+from pipeline.metrics.temperature import fit_temperature
+
+__all__ = [
+    "Comparison",
+    "McNemar",
+    "Reliability",
+    "Scores",
+    "adaptive_reliability",
+    "compare",
+    "concatenate",
+    "confusion_matrix",
+    "divergence",
+    "fit_temperature",
+    "half_width",
+    "log_softmax",
+    "mcnemar",
+    "per_class_accuracy",
+    "predicted",
+    "reliability",
+    "score",
+    "spread",
+    "student_t95",
+    "top_k_correct",
+    "true_rank",
+    "wilson",
+]

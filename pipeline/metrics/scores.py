@@ -1,0 +1,146 @@
+"""What is kept of each example, whatever the number of classes, and what is counted from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import DataError
+from pipeline.metrics.distributions import Floats, Ints, divergence, log_softmax, predicted
+from pipeline.softlabels import SoftLabels
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is kept of each example's logits, (N,) each, so that memory does not grow with the number of classes.
+
+    ``log_likelihood`` of the true label, its ``rank`` (1 = first, see ``true_rank``) and the ``brier`` score: NaN, -1
+    and NaN without a label, or where only the prediction is known. ``agree`` and ``kl`` against the teacher, None when
+    there is no teacher to compare with.
+    """
+
+    labels: npt.NDArray[np.int64]
+    predictions: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float64]
+    log_likelihood: npt.NDArray[np.float64]
+    rank: npt.NDArray[np.int32]
+    brier: npt.NDArray[np.float64]
+    agree: npt.NDArray[np.bool_] | None = None
+    kl: npt.NDArray[np.float64] | None = None
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each example was recognised; False without a label."""
+        return np.asarray((self.predictions == self.labels) & (self.labels >= 0))
+
+    @property
+    def accuracy(self) -> float:
+        """The share of labelled examples that was recognised."""
+        return float(self.correct[self.labels >= 0].mean()) if (self.labels >= 0).any() else float("nan")
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood of the true label, in nats."""
+        known = self.labels >= 0
+        return float(-self.log_likelihood[known].mean()) if known.any() else float("nan")
+
+    @property
+    def brier_score(self) -> float:
+        """Mean over labelled examples of sum over c of (p_c - y_c)^2, from 0 to 2 (Brier 1950, eq. 2)."""
+        known = self.labels >= 0
+        return float(self.brier[known].mean()) if known.any() else float("nan")
+
+    def top_k_accuracy(self, k: int) -> float:
+        """The share of ranked examples whose true label is among the first k; see ``top_k_correct``."""
+        known = self.rank > 0
+        return float(top_k_correct(self.rank[known], k).mean()) if known.any() else float("nan")
+
+
+def score(logits_NC: Floats, labels_N: Ints, soft: SoftLabels | None = None, temperature: float = 1.0) -> Scores:
+    """Reduce logits to what the metrics need. Raises DataError when the logits are not finite."""
+    if not np.isfinite(logits_NC).all():
+        bad = int((~np.isfinite(logits_NC)).any(axis=1).sum())
+        raise DataError(f"logits should be finite; {bad} of {len(logits_NC)} rows hold NaN or infinities")
+    labels = np.asarray(labels_N, dtype=np.int64)
+    rank = true_rank(logits_NC, labels)
+    logprobs = log_softmax(logits_NC)
+    # Of the logits as they are: rounding of log-softmax can make a tie, and rank 1 is always what is predicted.
+    predictions = np.asarray(logits_NC).argmax(axis=1)
+    at_label = np.maximum(labels, 0)[:, None]
+    likelihood = np.take_along_axis(logprobs, at_label, axis=1)[:, 0]
+    gaps = np.exp(logprobs)
+    np.put_along_axis(gaps, at_label, np.take_along_axis(gaps, at_label, axis=1) - 1, axis=1)
+    return Scores(
+        labels=labels,
+        predictions=predictions,
+        confidence=np.exp(logprobs.max(axis=1)),
+        log_likelihood=np.where(labels >= 0, likelihood, np.nan),
+        rank=rank,
+        brier=np.where(labels >= 0, np.square(gaps).sum(axis=1), np.nan),
+        agree=None if soft is None else predictions == predicted(soft),
+        kl=None if soft is None else divergence(logits_NC, soft, temperature),
+    )
+
+
+def true_rank(logits_NC: Floats, labels_N: Ints) -> npt.NDArray[np.int32]:
+    """The place of the true label among the classes by their logits, (N,): 1 is the largest; -1 without a label.
+
+    A class with the same logit counts as before it: ``#{c: z_c >= z_label}``. So no class gains by its number, and a
+    model that cannot tell classes apart has recognised none of them. ``predictions`` has to name one class, the lowest
+    of those that tie, so top-1 by rank falls below accuracy by the ties that this wins.
+
+    >>> true_rank(np.array([[3.0, 1.0, 2.0], [3.0, 3.0, 1.0], [0.0, 0.0, 0.0]]), np.array([2, 0, -1])).tolist()
+    [2, 2, -1]
+    """
+    logits, labels = np.asarray(logits_NC), np.asarray(labels_N, dtype=np.int64)
+    own = np.take_along_axis(logits, np.maximum(labels, 0)[:, None], axis=1)
+    return np.where(labels >= 0, (logits >= own).sum(axis=1), -1).astype(np.int32)
+
+
+def top_k_correct(rank_N: Ints, k: int) -> npt.NDArray[np.bool_]:
+    """Whether the true label is among the k classes of the largest logits, (N,); False without a label.
+
+    Of classes that tie around place k, one is among them only where all that tie with it are.
+
+    >>> top_k_correct(np.array([1, 2, 6, -1]), 5).tolist()
+    [True, True, False, False]
+    """
+    if k < 1:
+        raise ValueError(f"k should be 1 or more; found {k}")
+    rank = np.asarray(rank_N)
+    return np.asarray((rank > 0) & (rank <= k))
+
+
+def concatenate(pieces: Sequence[Scores]) -> Scores:
+    """The scores of several batches as one. All of them, or none, carry a comparison with the teacher."""
+
+    def joined(name: str) -> Any:
+        values = [getattr(p, name) for p in pieces]
+        return None if any(v is None for v in values) else np.concatenate(values)
+
+    return Scores(**{name: joined(name) for name in Scores.__dataclass_fields__})
+
+
+def confusion_matrix(predictions_N: Ints, labels_N: Ints, classes: int) -> npt.NDArray[np.int64]:
+    """Counts (C, C): row = true class, column = predicted class. Rows without a label (-1) are left out.
+
+    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 1, 0]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    known = labels_N >= 0
+    flat = labels_N[known].astype(np.int64) * classes + predictions_N[known].astype(np.int64)
+    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+
+
+def per_class_accuracy(confusion_CC: Ints) -> list[float | None]:
+    """The share of each class that was recognised (its recall), None where the class has no example.
+
+    >>> per_class_accuracy(np.array([[1, 1], [0, 0]]))
+    [0.5, None]
+    """
+    totals = confusion_CC.sum(axis=1)
+    return [float(confusion_CC[c, c] / t) if t else None for c, t in enumerate(totals)]
