@@ -51,10 +51,11 @@ def reliability(confidence_N: Floats, correct_N: npt.NDArray[np.bool_], bins: in
 def adaptive_reliability(confidence_N: Floats, correct_N: npt.NDArray[np.bool_], bins: int = 15) -> Reliability:
     """Bin examples (N,) by the probability of their predicted class, in B bins of equal mass.
 
-    The i-th smallest of N confidences, from 0, is in bin ``floor(i B / N)`` (Nguyen and O'Connor 2015, algorithm 1;
-    Nixon et al. 2019), so bins hold N / B examples, rounded up or down. Equal confidences share the bin of the last of
-    them: the order of examples decides nothing, and the largest confidence is always in the last bin. Its ``ece`` is
-    the adaptive one, of the predicted class alone; Nixon et al. average the same over the probabilities of all classes.
+    With F the share of confidences that are no larger than an example's, it is in bin ``ceil(F B) - 1``: bins are cut
+    by place in order (Nguyen and O'Connor 2015, algorithm 1; Nixon et al. 2019) and hold N / B examples, rounded up or
+    down. Equal confidences share a bin, that of the last of them, so the order of examples decides nothing; the largest
+    is always in the last bin. ``ece`` is then the adaptive one, of the predicted class alone; Nixon et al. average it
+    over the probabilities of all classes.
 
     >>> confidence, correct = np.array([0.6, 0.9, 0.9, 1.0]), np.array([False, True, False, True])
     >>> r = adaptive_reliability(confidence, correct, bins=2)
@@ -62,8 +63,8 @@ def adaptive_reliability(confidence_N: Floats, correct_N: npt.NDArray[np.bool_],
     ([1, 3], 0.35)
     """
     confidence = np.asarray(confidence_N, dtype=np.float64)
-    last = np.searchsorted(np.sort(confidence), confidence, side="right") - 1
-    return _binned(confidence, correct_N, last * bins // max(len(confidence), 1), bins)
+    up_to = np.searchsorted(np.sort(confidence), confidence, side="right")
+    return _binned(confidence, correct_N, (up_to * bins - 1) // max(len(confidence), 1), bins)
 
 
 def _binned(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_], which: Ints, bins: int) -> Reliability:
