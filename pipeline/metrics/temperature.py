@@ -28,9 +28,9 @@ def fit_temperature(logits_NC: Floats, labels_N: Ints) -> float:
 
     With b = 1 / T the NLL of an example is ``log sum_c exp(b z_c) - b z_label``, convex in b. Its slope is
     ``E_p[z] - z_label`` and its curvature ``Var_p[z]``, with p = softmax(b z); the root of the mean slope is found by
-    Newton steps inside a bracket, halved where they do not help. float64. Each step reads the logits once, in chunks of
-    rows, so they may be float16 or float32, or a memory map; no copy of them is made. Rows without a label (-1) are
-    left out.
+    Newton steps inside a bracket, which is halved where they do not help; some fifteen in all. float64. Each step reads
+    the logits once, in chunks of rows, so they may be float16, float32 or a memory map, and are never copied whole.
+    Rows without a label (-1) are left out.
 
     Raises DataError for input that is not logits and labels of the same examples, for logits that are not finite,
     without any label, and where there is no best T: every label has the largest logit, so that the NLL falls for ever
