@@ -3,7 +3,8 @@
 The teacher does not run: its opinion of the split comes from the cache, that of several teachers from their mixture.
 All seeds of a run are measured together, so the data is read once. Choices are made on validation, so its figures are
 written beside those of the split. With ``--correct-class`` all figures are of models whose logits of some classes were
-moved to fit validation (``correction``): those of validation then flatter a little.
+moved to fit validation (``correction``): those of validation then flatter a little. Calibration is measured before and
+after temperature scaling, fitted on validation alone (``calibrating``).
 """
 
 from __future__ import annotations
@@ -22,17 +23,11 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.correction import Correction, fit_correction, known_shares
 from pipeline.evaluation.describing import describe, summarise
-from pipeline.evaluation.scoring import (
-    labelled_rows,
-    plain_batches,
-    score_rows,
-    teacher_scores,
-    torch_predictor,
-)
+from pipeline.evaluation.measuring import measure, rows_to_measure
+from pipeline.evaluation.scoring import labelled_rows, plain_batches, score_rows, torch_predictor
 from pipeline.evaluation.teachers import open_teachers
 from pipeline.evaluation.uncertainty import measured
 from pipeline.identity import digest
-from pipeline.metrics import Scores
 from pipeline.models import Hydra, check_model
 from pipeline.outputs import json_bytes
 from pipeline.progress import Progress, Silent
@@ -84,20 +79,16 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
     device = resolve_device(config.device)
     trained = read_run(config.run, config.allow) if config.run is not None else None
     dataset = open_dataset(config.data, config.data_args, trained)
-    rows_of = {config.split: labelled_rows(dataset, config.split)}
-    if config.split != "validation" and (dataset.labels[dataset.rows("validation")] >= 0).any():
-        rows_of["validation"] = labelled_rows(dataset, "validation")
+    teachers = open_teachers(config.cache, trained)
+    rows_of = rows_to_measure(config, trained, dataset, teachers)
     models = _models(config, trained, dataset)
     example = dataset.prepare(dataset.load(int(rows_of[config.split][0])))[None]
     for model in models.values():
         check_model(model, classes=len(dataset.classes), example_input=example)
     if config.correct_class:
         _check_correction(config, models, dataset)
-    teachers = open_teachers(config.cache, trained)
     predictors = {seed: torch_predictor(model, device) for seed, model in models.items()}
 
-    found: dict[str, dict[int, Scores]] = {}
-    own: Scores | None = None
     correction: Correction | None = None
     looked_at = sum(map(len, rows_of.values())) + (len(rows_of["validation"]) if config.correct_class else 0)
     with progress.bar("evaluate", looked_at, "examples") as bar:
@@ -107,16 +98,8 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
                 batch_size=config.batch_size, workers=config.workers, advance=bar.update,
             )  # fmt: skip
             predictors = correction.apply(predictors)
-        for split in rows_of:
-            known = teachers is not None and split in teachers.splits
-            teacher = teachers.labels(dataset, split, config.temperature) if teachers and known else None
-            found[split] = score_rows(
-                predictors, dataset, rows_of[split], teacher=teacher, temperature=config.temperature,
-                batch_size=config.batch_size, workers=config.workers, advance=bar.update,
-            )  # fmt: skip
-            if split == config.split and teacher:
-                own = teacher_scores(teacher, dataset, rows_of[split], config.batch_size)
-    details = describe(config, dataset, trained, models, found, own, teachers)
+        found = measure(config, predictors, dataset, rows_of, teachers, bar.update)
+    details = describe(config, dataset, trained, models, found, teachers)
     details |= {} if correction is None else {"correction": correction.as_dict()}
     uncertainty = measured(
         models, teachers, dataset, config.split, rows_of[config.split],

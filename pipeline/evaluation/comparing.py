@@ -20,6 +20,10 @@ from pipeline.runs import read_json
 from pipeline.workspace import write_atomic
 
 ACCURACY, OMITTED_CLASS = "accuracy", "omitted_class_accuracy"
+CALIBRATED = "calibrated_"
+"""Before the name of a figure: after temperature scaling."""
+RECENT = ("brier", "adaptive_ece")
+"""Figures of every evaluation now, and of none by earlier releases."""
 EXPECTATIONS = ("higher", "lower", "alike")
 AS_EXPECTED, OTHER_WAY, WITHIN_NOISE, NOT_SHOWN = "as expected", "the other way", "within noise", "not shown"
 
@@ -42,8 +46,14 @@ FIGURES = {
     ACCURACY: Figure("accuracy"),
     OMITTED_CLASS: Figure("accuracy on the omitted class"),
     "nll": Figure("negative log-likelihood", 1.0, "nats", 3),
+    "brier": Figure("Brier score", 1.0, "", 3),
     "ece": Figure("expected calibration error"),
+    "adaptive_ece": Figure("expected calibration error in bins of equal mass"),
+    f"{CALIBRATED}nll": Figure("negative log-likelihood after temperature scaling", 1.0, "nats", 3),
+    f"{CALIBRATED}brier": Figure("Brier score after temperature scaling", 1.0, "", 3),
+    f"{CALIBRATED}ece": Figure("expected calibration error after temperature scaling"),
     "teacher_agreement": Figure("agreement with the teacher"),
+    "agreement_where_teacher_wrong": Figure("agreement with the teacher where it is wrong"),
     "kl_to_teacher": Figure("KL to the teacher", 1.0, "nats", 3),
 }
 
@@ -102,12 +112,12 @@ class CompareReport:
         """The difference with its 95% half width and unit."""
         reach = self.comparison.half_width
         around = "" if np.isinf(reach) else f" ± {self.figure.text(reach)}"
-        return f"{self.figure.text(self.comparison.difference, signed=True)}{around} {self.figure.unit}"
+        return f"{self.figure.text(self.comparison.difference, signed=True)}{around} {self.figure.unit}".rstrip()
 
     @property
     def summary(self) -> str:
         """The result for people, a line, and one more where something was expected."""
-        shown, unit = self.figure, "%" if self.figure.unit == "points" else f" {self.figure.unit}"
+        shown, unit = self.figure, "%" if self.figure.unit == "points" else f" {self.figure.unit}".rstrip()
         causes = {"paired seeds": self.comparison.by_seeds, "test examples": self.comparison.by_examples}
         known = [name for name, reach in causes.items() if not np.isnan(reach)]
         how = f" (95%: {' and '.join(known)})" if known else ""
@@ -117,7 +127,9 @@ class CompareReport:
         )
         if not self.config.expect:
             return line
-        expected = self.config.expect + (f" within {self.config.margin:g} {shown.unit}" if self.config.margin else "")
+        expected = self.config.expect + (
+            f" within {self.config.margin:g} {shown.unit}".rstrip() if self.config.margin else ""
+        )
         head = ", ".join(filter(None, [self.config.source, self.config.claim]))
         return f"{head + chr(10) if head else ''}{line}\nexpected {expected}: {self.outcome}"
 
@@ -181,7 +193,13 @@ def compared(first: Mapping[str, Any], second: Mapping[str, Any], metric: str) -
 
 def by_seed(details: Mapping[str, Any], metric: str) -> dict[int, float]:
     """One figure of each seed of an evaluation that has it."""
-    found = {int(seed): figures.get(metric) for seed, figures in details["seeds"].items()}
+
+    def of(figures: Mapping[str, Any]) -> Any:
+        if metric.startswith(CALIBRATED):
+            return (figures.get("calibrated") or {}).get(metric.removeprefix(CALIBRATED))
+        return figures.get(metric)
+
+    found = {int(seed): of(figures) for seed, figures in details["seeds"].items()}
     return {seed: float(value) for seed, value in found.items() if value is not None}
 
 
@@ -209,7 +227,13 @@ def _values(details: Mapping[str, Any], metric: str, folder: Path) -> dict[int, 
     """``by_seed``. Raises ConfigError when no seed has the figure."""
     found = by_seed(details, metric)
     if not found:
-        why = "no class was left out" if metric == OMITTED_CLASS else "it was measured without the teacher's labels"
+        why = "it was measured without the teacher's labels"
+        if metric == OMITTED_CLASS:
+            why = "no class was left out"
+        elif metric.startswith(CALIBRATED):
+            why = "no temperature was fitted; its details.json may say why (calibration)"
+        elif metric in RECENT:
+            why = "an earlier release wrote it; evaluate again"
         raise ConfigError(f"{folder} has no {FIGURES[metric].title}: {why}")
     return found
 

@@ -35,7 +35,16 @@ class EvaluateConfig(Config):
         metavar="NAME",
     )
     out: Path = option(REQUIRED, "directory for metrics.json and details.json")
-    bins: int = option(15, "equal-width bins of confidence, for calibration")
+    bins: int = option(15, "bins of confidence, for calibration: of equal width, and of equal mass")
+    top_k: int = option(
+        5, "also the share whose true label is among the first K; left out unless there are more classes"
+    )
+    calibrate: bool = option(
+        True, "also fit a temperature to each model on validation, where that is not the split, and measure it scaled"
+    )
+    fidelity_on_train: bool = option(
+        False, "also agreement with the teacher, and divergence, on train: a pass over all of it, and its cached labels"
+    )
     temperature: float = option(
         1.0, "of the divergence from the teacher, and of the mean of several teachers' probabilities"
     )
@@ -55,4 +64,4 @@ class EvaluateConfig(Config):
             yield f"--temperature should be above 0; found {self.temperature:g}"
         if len(set(self.correct_class)) < len(self.correct_class):
             yield f"--correct-class names a class twice; found {', '.join(self.correct_class)}"
-        yield from self.below(bins=1, batch_size=1, workers=0, threads=0)
+        yield from self.below(bins=1, top_k=1, batch_size=1, workers=0, threads=0)

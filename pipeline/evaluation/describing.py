@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 from pipeline import metrics
 from pipeline.datasets import Dataset
 from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.measuring import TRAIN, Measured
 from pipeline.evaluation.scoring import labelled_rows
 from pipeline.evaluation.teachers import Teachers
 from pipeline.evaluation.uncertainty import averaged
@@ -25,13 +26,13 @@ def describe(
     dataset: Dataset,
     trained: Run | None,
     models: Mapping[int, nn.Module],
-    found: Mapping[str, Mapping[int, Scores]],
-    own: Scores | None,
+    found: Measured,
     teachers: Teachers | None,
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON values: per seed, per class, per bin, per example."""
     classes = len(dataset.classes)
-    scores = found[config.split]
+    scores, own, scaling = found.scores[config.split], found.own, found.scaling
+    top_k = config.top_k if config.top_k < classes else None
     rows = labelled_rows(dataset, config.split)
     confusion = sum(
         (metrics.confusion_matrix(s.predictions, s.labels, classes) for s in scores.values()),
@@ -40,17 +41,18 @@ def describe(
     omitted = str(trained.config.get("omit_class") or "") if trained else ""
     seeds = {
         str(seed): {
-            **_figures(s, config.bins),
-            "validation": _figures(found["validation"][seed], config.bins) if "validation" in found else None,
+            **_figures(s, config.bins, top_k),
+            **_against(s, own),
+            **_by_class(s, classes),
+            "validation": _figures(found.scores["validation"][seed], config.bins, top_k)
+            if "validation" in found.scores
+            else None,
+            "train": _fidelity(found.scores[TRAIN][seed]) if config.fidelity_on_train else None,
+            "calibrated": scaling.figures(seed, config.bins) if scaling else None,
             "omitted_class_accuracy": _class_accuracy(s, dataset, omitted),
         }
         for seed, s in scores.items()
     }
-    pooled = metrics.reliability(
-        np.concatenate([s.confidence for s in scores.values()]),
-        np.concatenate([s.correct for s in scores.values()]),
-        config.bins,
-    )
     return {
         "run": trained.name if trained else str(config.weights),
         "student": trained.config["student"] if trained else config.student,
@@ -65,19 +67,20 @@ def describe(
         "temperature": config.temperature,
         "omitted_class": omitted or None,
         "omitted_class_rows": _rows_of_class(dataset, rows, omitted),
+        "top_k": top_k,
+        "calibration": scaling.as_dict() if scaling else None,
         "seeds": seeds,
         "per_class_accuracy": metrics.per_class_accuracy(confusion),
         "confusion": confusion.tolist(),
-        "reliability": {
-            "counts": pooled.counts.tolist(),
-            "confidence": [_number(v) for v in pooled.confidence],
-            "accuracy": [_number(v) for v in pooled.accuracy],
-        },
+        "reliability": _pooled(scores, config.bins),
+        "reliability_calibrated": _pooled(scaling.scores, config.bins) if scaling and scaling.scores else None,
         "hits": np.sum([s.correct for s in scores.values()], axis=0).astype(int).tolist(),
         "teacher": None
         if own is None
         else {
             "accuracy": own.accuracy,
+            "accuracy_interval": _interval(own.correct),
+            "wrong": int((~own.correct).sum()),
             "per_class_accuracy": metrics.per_class_accuracy(
                 metrics.confusion_matrix(own.predictions, own.labels, classes)
             ),
@@ -94,17 +97,31 @@ def summarise(details: Mapping[str, Any]) -> dict[str, Any]:
         values = [s[key] for s in seeds if s[key] is not None]
         return round(metrics.spread(values)[0], digits) if values else None
 
+    # A mean over some of the seeds would not compare with that over all of them.
+    scaled = [s["calibrated"] for s in seeds] if all(s["calibrated"] for s in seeds) else []
+
+    def calibrated(key: str) -> float | None:
+        return round(metrics.spread([s[key] for s in scaled])[0], 4) if scaled else None
+
+    top_k = f"top_{details['top_k']}_accuracy"
     validations = [s["validation"]["accuracy"] for s in seeds if s["validation"]]
     teacher = details["teacher"] or {}
     flat = {
         "accuracy": mean("accuracy"),
         "accuracy_std": round(metrics.spread([s["accuracy"] for s in seeds])[1], 4),
         "validation_accuracy": round(metrics.spread(validations)[0], 4) if validations else None,
+        top_k: mean(top_k) if details["top_k"] else None,
         "nll": mean("nll"),
+        "brier": mean("brier"),
         "ece": mean("ece"),
+        "adaptive_ece": mean("adaptive_ece"),
+        "temperature": calibrated("temperature"),
+        "calibrated_nll": calibrated("nll"),
+        "calibrated_ece": calibrated("ece"),
         "teacher_accuracy": round(teacher["accuracy"], 4) if teacher else None,
         "teacher_agreement": mean("teacher_agreement"),
         "kl_to_teacher": mean("kl_to_teacher"),
+        **_on_train(seeds),
         "omitted_class_accuracy": mean("omitted_class_accuracy"),
         "parameters": details["parameters"],
         "seeds": len(seeds),
@@ -122,13 +139,75 @@ def _mean_biases(correction: Mapping[str, Any] | None) -> dict[str, float]:
     return {f"bias_{name}": round(float(mean), 4) for name, mean in zip(correction["classes"], means, strict=True)}
 
 
-def _figures(scores: Scores, bins: int) -> dict[str, Any]:
+def _on_train(seeds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Fidelity on train, means over the seeds."""
+    found = [s["train"] for s in seeds if s["train"]]
+    names = ("teacher_agreement", "kl_to_teacher") if found else ()
+    return {f"train_{name}": round(metrics.spread([s[name] for s in found])[0], 4) for name in names}
+
+
+def _figures(scores: Scores, bins: int, top_k: int | None) -> dict[str, Any]:
+    """What one model does on one split. Intervals are 95%, of the examples; they do not cover another seed."""
     return {
         "accuracy": scores.accuracy,
+        "accuracy_interval": _interval(scores.correct),
+        **({} if top_k is None else {f"top_{top_k}_accuracy": scores.top_k_accuracy(top_k)}),
         "nll": scores.nll,
+        "brier": scores.brier_score,
         "ece": metrics.reliability(scores.confidence, scores.correct, bins).ece,
+        "adaptive_ece": metrics.adaptive_reliability(scores.confidence, scores.correct, bins).ece,
+        **_fidelity(scores),
+    }
+
+
+def _fidelity(scores: Scores) -> dict[str, float | None]:
+    """Agreement with the teacher, and the divergence from it (Stanton et al. 2021), None without a teacher."""
+    return {
         "teacher_agreement": None if scores.agree is None else float(scores.agree.mean()),
         "kl_to_teacher": None if scores.kl is None else float(scores.kl.mean()),
+    }
+
+
+def _against(scores: Scores, own: Scores | None) -> dict[str, Any]:
+    """One model and its teacher on the same examples; None without a teacher.
+
+    Where the teacher is wrong agreement is no matter of both being right: it tells copying from learning.
+    """
+    if own is None or scores.agree is None:
+        return {"mcnemar": None, "agreement_where_teacher_wrong": None}
+    test, wrong = metrics.mcnemar(scores.correct, own.correct), ~own.correct
+    return {
+        "mcnemar": {"only_student": test.only_first, "only_teacher": test.only_second, "p_value": test.p_value},
+        "agreement_where_teacher_wrong": float(scores.agree[wrong].mean()) if wrong.any() else None,
+    }
+
+
+def _by_class(scores: Scores, classes: int) -> dict[str, Any]:
+    """Accuracy of one model on each class with its interval (C, 2), None where the class has no example."""
+    confusion = metrics.confusion_matrix(scores.predictions, scores.labels, classes)
+    counts = zip(confusion.diagonal().tolist(), confusion.sum(axis=1).tolist(), strict=True)
+    return {
+        "per_class_accuracy": metrics.per_class_accuracy(confusion),
+        "per_class_interval": [list(metrics.wilson(right, n)) if n else None for right, n in counts],
+    }
+
+
+def _interval(correct: npt.NDArray[np.bool_]) -> list[float]:
+    """The 95% interval of a share of labelled examples (Wilson)."""
+    return list(metrics.wilson(int(correct.sum()), len(correct)))
+
+
+def _pooled(scores: Mapping[int, Scores], bins: int) -> dict[str, Any]:
+    """The reliability diagram of all seeds together; None in an empty bin."""
+    pooled = metrics.reliability(
+        np.concatenate([s.confidence for s in scores.values()]),
+        np.concatenate([s.correct for s in scores.values()]),
+        bins,
+    )
+    return {
+        "counts": pooled.counts.tolist(),
+        "confidence": [_number(v) for v in pooled.confidence],
+        "accuracy": [_number(v) for v in pooled.accuracy],
     }
 
 

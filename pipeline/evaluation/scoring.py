@@ -60,14 +60,20 @@ def score_rows(
     batch_size: int = 256,
     workers: int = 0,
     advance: Callable[[int], object] = lambda n: None,
+    observe: Callable[[Key, npt.NDArray[Any], npt.NDArray[Any]], object] = lambda key, logits, labels: None,
 ) -> dict[Key, Scores]:
-    """Run every predictor over the plain view of ``rows`` (N,), reading the data once, and keep its scores."""
+    """Run every predictor over the plain view of ``rows`` (N,), reading the data once, and keep its scores.
+
+    ``observe`` is shown each batch of a predictor: its finite logits (B, C) and labels (B,), in order of the rows.
+    """
     pieces: dict[Key, list[Scores]] = {key: [] for key in predictors}
     labels = np.asarray(dataset.labels)
     for batch, inputs in plain_batches(dataset, rows, batch_size=batch_size, workers=workers):
         soft = teacher(batch) if teacher else None
         for key, predict in predictors.items():
-            pieces[key].append(metrics.score(predict(inputs), labels[batch], soft, temperature))
+            logits = predict(inputs)
+            pieces[key].append(metrics.score(logits, labels[batch], soft, temperature))
+            observe(key, logits, labels[batch])
         advance(len(batch))
     return {key: metrics.concatenate(found) for key, found in pieces.items()}
 

@@ -26,8 +26,8 @@ def rows(claims: Sequence[Claim]) -> list[dict[str, str]]:
     found = []
     for claim in claims:
         figure = FIGURES[claim["metric"]]
-        unit = "%" if figure.unit == "points" else f" {figure.unit}"
-        within = f" within {claim['margin']:g} {figure.unit}" if claim.get("margin") else ""
+        unit = "%" if figure.unit == "points" else f" {figure.unit}".rstrip()
+        within = f" within {claim['margin']:g} {figure.unit}".rstrip() if claim.get("margin") else ""
         found.append(
             {
                 "claim": _title(claim),
@@ -57,7 +57,7 @@ def summary(claims: Sequence[Claim]) -> list[tuple[str, str]]:
 
 def figure(claims: Sequence[Claim]) -> Drawing | None:
     """A panel per unit: the difference of each claim with its 95% interval, in the colour of its outcome."""
-    units = {unit: [c for c in claims if FIGURES[c["metric"]].unit == unit] for unit in ("points", "nats")}
+    units = {unit: [c for c in claims if FIGURES[c["metric"]].unit == unit] for unit in ("points", "nats", "")}
     panels = {unit: found for unit, found in units.items() if found}
     if not panels:
         return None
@@ -90,7 +90,7 @@ def _panel(axes: Axes, claims: Sequence[Claim], unit: str) -> None:
         axes.annotate(claim["text"], (1.015, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=INK)
     axes.set_yticks(range(len(claims)), [textwrap.fill(_title(claim), _WIDTH) for claim in claims])
     axes.set_ylim(len(claims) - 0.4, -0.6)
-    axes.set_xlabel(f"difference, {unit}")
+    axes.set_xlabel(f"difference, {unit}" if unit else "difference")
     clean(axes, grid="x")
     axes.spines["left"].set_visible(False)
 

@@ -80,6 +80,7 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str) -> s
         costs=cost.lines(findings),
         provenance=provenance(findings),
         calibrated=figures.calibrated_cells(findings),
+        scaled=any("calibrated_ece" in cell.metrics for cell in figures.calibrated_cells(findings)),
         confused=figures.confused_cells(findings),
     )
 

@@ -1,0 +1,108 @@
+"""Temperature scaling of what is measured: one temperature per model, of validation, never of the split itself.
+
+A temperature is fitted to all logits of a model at once. They stay out of memory: each model's are written to a
+temporary file of float32, 4 N C bytes, as the batches pass, and read from there in chunks. Scores of the split after
+scaling are taken from the same forward pass as those before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import metrics
+from pipeline.datasets import Dataset
+from pipeline.errors import DataError
+from pipeline.evaluation.scoring import Predictor, score_rows
+from pipeline.metrics import Scores
+
+SPLIT = "validation"
+"""What temperatures are fitted on."""
+ITSELF = f"{SPLIT} is what was measured, and a temperature is fitted on examples that are held out of that"
+UNLABELLED = f"the dataset has no labelled {SPLIT} examples to fit a temperature on"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """``temperatures`` of models (seeds), and of the others why they have none: ``left_out``.
+
+    ``scores``: those of the split measured after scaling, of models that have a temperature.
+    """
+
+    temperatures: Mapping[int, float]
+    left_out: Mapping[int, str]
+    scores: Mapping[int, Scores] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values; the temperatures are among the figures of each seed."""
+        return {
+            "fitted_on": SPLIT if self.temperatures else None,
+            "left_out": {str(seed): reason for seed, reason in self.left_out.items()},
+        }
+
+    def figures(self, seed: int, bins: int) -> dict[str, float] | None:
+        """The temperature of one model and its calibration after scaling; None where there is none. JSON values."""
+        if seed not in self.scores:
+            return None
+        scores = self.scores[seed]
+        return {
+            "temperature": self.temperatures[seed],
+            "nll": scores.nll,
+            "brier": scores.brier_score,
+            "ece": metrics.reliability(scores.confidence, scores.correct, bins).ece,
+            "adaptive_ece": metrics.adaptive_reliability(scores.confidence, scores.correct, bins).ece,
+        }
+
+
+def score_and_fit(
+    predictors: Mapping[int, Predictor], dataset: Dataset, rows: npt.NDArray[np.int64], **options: Any
+) -> tuple[dict[int, Scores], Scaling]:
+    """Scores over labelled held-out ``rows`` (N,), and the temperature that fits each model best there.
+
+    A model for which there is no best temperature (``metrics.fit_temperature`` says when) is left out, with the reason.
+    ``options`` are those of ``score_rows``. Raises what that raises, and OSError where a temporary file does not fit.
+    """
+    with ExitStack() as stack:
+        files = {seed: stack.enter_context(tempfile.TemporaryFile()) for seed in predictors}
+
+        def keep(seed: int, logits_BC: npt.NDArray[Any], labels_B: npt.NDArray[Any]) -> None:
+            files[seed].write(np.ascontiguousarray(logits_BC, dtype=np.float32).data)
+
+        scores = score_rows(predictors, dataset, rows, observe=keep, **options)
+        temperatures: dict[int, float] = {}
+        left_out: dict[int, str] = {}
+        shape = (len(rows), len(dataset.classes))
+        for seed, file in files.items():
+            file.flush()
+            try:
+                held = np.memmap(file, dtype=np.float32, mode="r", shape=shape)
+                temperatures[seed] = metrics.fit_temperature(held, scores[seed].labels)
+            except DataError as error:
+                left_out[seed] = str(error)
+    return scores, Scaling(temperatures, left_out)
+
+
+def score_scaled(
+    predictors: Mapping[int, Predictor],
+    dataset: Dataset,
+    rows: npt.NDArray[np.int64],
+    scaling: Scaling,
+    **options: Any,
+) -> tuple[dict[int, Scores], Scaling]:
+    """Scores over ``rows`` (N,) as the models are, and ``scaling`` with those after it, from one forward pass."""
+    pieces: dict[int, list[Scores]] = {seed: [] for seed in scaling.temperatures}
+
+    def scale(seed: int, logits_BC: npt.NDArray[Any], labels_B: npt.NDArray[Any]) -> None:
+        if seed in pieces:
+            scaled = np.asarray(logits_BC, dtype=np.float64) / scaling.temperatures[seed]
+            pieces[seed].append(metrics.score(scaled, labels_B))
+
+    scores = score_rows(predictors, dataset, rows, observe=scale, **options)
+    scaled = {seed: metrics.concatenate(found) for seed, found in pieces.items()}
+    return scores, Scaling(scaling.temperatures, scaling.left_out, scaled)

@@ -1,0 +1,92 @@
+"""What is looked at, and the passes over it: validation, the split measured and, where asked for, train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.datasets import Dataset
+from pipeline.errors import ConfigError
+from pipeline.evaluation.calibrating import ITSELF, SPLIT, UNLABELLED, Scaling, score_and_fit, score_scaled
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.scoring import Predictor, labelled_rows, score_rows, teacher_scores
+from pipeline.evaluation.teachers import Teachers
+from pipeline.metrics import Scores
+from pipeline.runs import Run
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``scores`` by split and seed; ``own``: what the teacher said of the split measured, None where it said nothing;
+    ``scaling``: None where it was not asked for."""
+
+    scores: Mapping[str, Mapping[int, Scores]]
+    own: Scores | None = None
+    scaling: Scaling | None = None
+
+
+def rows_to_measure(
+    config: EvaluateConfig, trained: Run | None, dataset: Dataset, teachers: Teachers | None
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Dataset rows by split, in the order of the passes: what a temperature is fitted on comes first.
+
+    Of train that is all that the student could have learnt from, labelled or not: without the class left out. Raises
+    DataError for a split without labels, ConfigError where the teacher's labels of train are asked for and not there.
+    """
+    rows = labelled_rows(dataset, config.split)
+    if config.fidelity_on_train and (teachers is None or TRAIN not in teachers.splits):
+        held = f"the cache holds {', '.join(teachers.splits) or 'none'}" if teachers else "there is no cache"
+        raise ConfigError(
+            f"--fidelity-on-train compares with the teacher's labels of train; {held}. Name a cache that holds them by "
+            "--cache, or leave the option out"
+        )
+    found: dict[str, npt.NDArray[np.int64]] = {}
+    if config.split != SPLIT and (np.asarray(dataset.labels)[dataset.rows(SPLIT)] >= 0).any():
+        found[SPLIT] = labelled_rows(dataset, SPLIT)
+    found[config.split] = rows
+    if config.fidelity_on_train and config.split != TRAIN:
+        omitted = str(trained.config.get("omit_class") or "") if trained else ""
+        of_train = np.asarray(dataset.rows(TRAIN), dtype=np.int64)
+        if omitted in dataset.classes:
+            of_train = of_train[np.asarray(dataset.labels)[of_train] != dataset.classes.index(omitted)]
+        found[TRAIN] = of_train
+    return found
+
+
+def measure(
+    config: EvaluateConfig,
+    predictors: Mapping[int, Predictor],
+    dataset: Dataset,
+    rows_of: Mapping[str, npt.NDArray[np.int64]],
+    teachers: Teachers | None,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Measured:
+    """Run the models over what ``rows_to_measure`` found, each split once."""
+    scores: dict[str, dict[int, Scores]] = {}
+    own: Scores | None = None
+    scaling = Scaling({}, dict.fromkeys(predictors, ITSELF if config.split == SPLIT else UNLABELLED))
+    for split, rows in rows_of.items():
+        known = teachers is not None and split in teachers.splits
+        teacher = teachers.labels(dataset, split, config.temperature) if teachers and known else None
+        options: dict[str, Any] = {
+            "teacher": teacher,
+            "temperature": config.temperature,
+            "batch_size": config.batch_size,
+            "workers": config.workers,
+            "advance": advance,
+        }
+        if config.calibrate and split == SPLIT != config.split:
+            scores[split], scaling = score_and_fit(predictors, dataset, rows, **options)
+        elif split == config.split and scaling.temperatures:
+            scores[split], scaling = score_scaled(predictors, dataset, rows, scaling, **options)
+        else:
+            scores[split] = score_rows(predictors, dataset, rows, **options)
+        if split == config.split and teacher:
+            own = teacher_scores(teacher, dataset, rows, config.batch_size)
+    return Measured(scores, own, scaling if config.calibrate else None)
