@@ -108,6 +108,16 @@ def test_captions_say_how_much_stands_behind_a_figure(full: tuple[str, Path]) ->
     assert "n = 80 test examples, 3 seeds" in full[0]
 
 
+def test_calibration_after_scaling_is_shown_where_it_was_measured(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    before = draw(world, tmp_path / "a")
+    flat = world.evaluations[0] / "metrics.json"
+    flat.write_text(json.dumps({**json.loads(flat.read_text()), "calibrated_ece": 0.012}))
+    after = draw(world, tmp_path / "b")
+    assert "Scaled: after each seed" in after and "Scaled:" not in before
+    assert (tmp_path / "a" / "reliability.png").read_bytes() != (tmp_path / "b" / "reliability.png").read_bytes()
+
+
 def test_text_of_others_is_escaped(full: tuple[str, Path]) -> None:
     """Class names and processor names come from files: they must not become markup."""
     assert "<3>" not in full[0] and "&lt;3&gt;" in full[0]
