@@ -138,9 +138,9 @@ def _reliability_panel(upper: Axes, lower: Axes, cell: Cell, most: int) -> None:
         s=sizes, color=colour, marker=MARKERS[cell.method.kind], edgecolor="white", linewidth=0.8, zorder=3,
     )  # fmt: skip
     upper.set(xlim=(0, 102), ylim=(-3, 104))
-    scaled = cell.metrics.get("calibrated_ece")
-    after = "" if scaled is None else f", {100 * scaled:.1f} scaled"
-    upper.set_title(f"{cell.method.full_title}\nECE {100 * cell.metrics['ece']:.1f} points{after}", fontsize=9)
+    errors = [cell.metrics[name] for name in ("ece", "calibrated_ece") if name in cell.metrics]
+    before_and_after = " → ".join(f"{100 * error:.1f}" for error in errors)
+    upper.set_title(f"{cell.method.full_title}\nECE {before_and_after} points", fontsize=9)
     lower.bar(edges + width / 2, bins["counts"], width=0.86 * width, color=colour, alpha=0.75)
     lower.set_yscale("symlog", linthresh=1)
     lower.set_ylim(0, most * 2)

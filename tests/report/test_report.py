@@ -114,7 +114,7 @@ def test_calibration_after_scaling_is_shown_where_it_was_measured(tmp_path: Path
     flat = world.evaluations[0] / "metrics.json"
     flat.write_text(json.dumps({**json.loads(flat.read_text()), "calibrated_ece": 0.012}))
     after = draw(world, tmp_path / "b")
-    assert "Scaled: after each seed" in after and "Scaled:" not in before
+    assert "An arrow leads to the ECE after" in after and "An arrow" not in before
     assert (tmp_path / "a" / "reliability.png").read_bytes() != (tmp_path / "b" / "reliability.png").read_bytes()
 
 
