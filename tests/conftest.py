@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.small_pipeline import SmallPipeline
 
 # Before any test imports torch or numpy: workers share the machine, and one thread makes arithmetic repeatable.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -32,3 +37,19 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
+    """A whole small pipeline, made once for the tests of a file."""
+    from tests.small_pipeline import make
+
+    return make(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def sure(small: SmallPipeline) -> Path:
+    """A run of two students that are too sure, beside those of ``small``."""
+    from tests.judged import make_sure
+
+    return make_sure(small)

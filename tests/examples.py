@@ -9,25 +9,44 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from stages.cli import main
-from tests.test_dvc import inputs, is_under, outputs, stages_of
+from tests.test_dvc import inputs, is_under, outputs, settings_of, stages_of
 
 ROOT = Path(__file__).resolve().parent.parent
+WRITTEN = ("caches", "claims", "data", "models", "runs", "evaluations", "report", "dvc.lock")
+"""What the stages of an example write, beside what is in the repository."""
 
 
-def written() -> tuple[str, ...]:
-    """What the stages of an example write, beside what is in the repository."""
-    return ("caches", "claims", "data", "models", "runs", "evaluations", "report", "dvc.lock")
+def copied(project: Path, example: str, params: Mapping[str, Any] | None = None) -> Path:
+    """``examples/NAME`` in ``project``, without git, with other ``params`` where some are given; its folder."""
+    folder = project / "examples" / example
+    shutil.copytree(ROOT / "examples" / example, folder, ignore=shutil.ignore_patterns(*WRITTEN))
+    if params is not None:
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    return folder
 
 
-def stages_as_read(folder: Path, example: str) -> dict[str, Any]:
-    """The stages of ``examples/NAME`` as DVC reads them, in a copy without git in ``folder``."""
-    place = Path("examples") / example
-    shutil.copytree(ROOT / place, folder / place, ignore=shutil.ignore_patterns(*written()))
-    shutil.copy(ROOT / ".dvcignore", folder)
-    return stages_of(folder)
+def stages_as_read(project: Path, example: str) -> dict[str, Any]:
+    """The stages of ``examples/NAME`` as DVC reads them, in a copy without git in ``project``."""
+    copied(project, example)
+    shutil.copy(ROOT / ".dvcignore", project)
+    return stages_of(project)
+
+
+def is_stage(stage: Any) -> bool:
+    """Whether its command is a stage of softlabels, and no verb about caches nor another program."""
+    program, name, *_ = shlex.split(stage.cmd)
+    return bool(program == "softlabels" and name != "cache")
+
+
+def settings_as_read(example: str, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked configurations that the commands of ``stages`` come to, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT / "examples" / example)
+        return {name: settings_of(stage) for name, stage in stages.items() if is_stage(stage)}
 
 
 def run_in_process(

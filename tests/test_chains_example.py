@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ pytest.importorskip("dvc")
 from pipeline.dump import DumpConfig
 from pipeline.evaluation import EvaluateConfig
 from pipeline.training import TrainConfig
-from tests.examples import ROOT, run_in_process, stages_as_read, written
-from tests.test_dvc import outputs, settings_of, stages_of
+from tests.examples import ROOT, copied, run_in_process, settings_as_read, stages_as_read
+from tests.test_dvc import outputs, stages_of
 
 EXAMPLE = ROOT / "examples" / "chains"
 PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
@@ -29,9 +28,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def settings(stages: dict[str, Any]) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(EXAMPLE)
-        return {name: settings_of(stage) for name, stage in stages.items()}
+    return settings_as_read("chains", stages)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +101,7 @@ def test_the_route_ends_with_the_teacher(settings: dict[str, Any], runs: dict[st
 
 
 def test_a_fourth_link_is_two_lines(tmp_path: Path, stages: dict[str, Any]) -> None:
-    folder = tmp_path / "examples" / "chains"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(*written()))
+    folder = copied(tmp_path, "chains")
     text = (EXAMPLE / "params.yaml").read_text(encoding="utf-8")
     link = "links:\n  mlp-12: {student: mlp-12, cache: caches/mlp-16-of-mlp-64}\n"
     student = "students:\n  four-links: {cache: caches/mlp-12}\n"
@@ -117,9 +113,7 @@ def test_a_fourth_link_is_two_lines(tmp_path: Path, stages: dict[str, Any]) -> N
 
 def test_a_small_run_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped stages with two tutors, two epochs and seeds: their commands, in this process, as DVC orders them."""
-    folder = tmp_path / "examples" / "chains"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(*written()))
-    (folder / "params.yaml").write_text(yaml.safe_dump(smaller(), sort_keys=False), encoding="utf-8")
+    folder = copied(tmp_path, "chains", smaller())
     graph = (folder / "dvc.yaml").read_text(encoding="utf-8")
     for known, other in (
         ("cnn-8", "mlp-4"),

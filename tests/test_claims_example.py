@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +16,7 @@ pytest.importorskip("dvc")
 from pipeline.evaluation import EvaluateConfig
 from pipeline.evaluation.comparing import CompareConfig, read_comparison
 from pipeline.training import TrainConfig
-from tests.examples import ROOT, run_in_process, stages_as_read, written
-from tests.test_dvc import settings_of
+from tests.examples import ROOT, copied, run_in_process, settings_as_read, stages_as_read
 
 EXAMPLE = ROOT / "examples" / "claims"
 PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
@@ -46,11 +44,7 @@ SPOKEN_OF = {
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    stages = stages_as_read(tmp_path_factory.mktemp("project"), "claims")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(EXAMPLE)
-        own = {name: stage for name, stage in stages.items() if not name.startswith(("topk@", "characters"))}
-        return {name: settings_of(stage) for name, stage in own.items()}
+    return settings_as_read("claims", stages_as_read(tmp_path_factory.mktemp("project"), "claims"))
 
 
 def test_the_two_sides_of_a_claim_differ_in_what_it_speaks_of(settings: dict[str, Any]) -> None:
@@ -110,9 +104,7 @@ def test_characters_are_those_of_the_sources(characters: ModuleType, tmp_path: P
 
 def test_a_small_run_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, characters: ModuleType) -> None:
     """The shipped stages with a few claims, an epoch and two seeds: their commands, in this process, in DVC's order."""
-    folder = tmp_path / "examples" / "claims"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(*written()))
-    (folder / "params.yaml").write_text(yaml.safe_dump(smaller(), sort_keys=False), encoding="utf-8")
+    folder = copied(tmp_path, "claims", smaller())
     few = {"train": 60, "validation": 30, "test": 30}
     run_in_process(tmp_path, folder, monkeypatch, {"python": lambda words: characters.make(Path(words[1]), few)})
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")

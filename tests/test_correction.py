@@ -19,13 +19,8 @@ from pipeline.evaluation import EvaluateConfig
 from pipeline.evaluation.correction import fit_biases, log_odds
 from pipeline.models import build_model, load_weights, save_weights
 from pipeline.training import TrainConfig
-from tests.small_pipeline import CLASSES, SmallPipeline, make
+from tests.small_pipeline import CLASSES, SmallPipeline
 from tests.test_evaluation import evaluate
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
-    return make(tmp_path_factory.mktemp("small"))
 
 
 def made(rows: int = 80, classes: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -15,12 +15,7 @@ from pipeline.models import build_model, read_metadata, save_weights
 from pipeline.runs import read_trained
 from pipeline.store import open_cache
 from stages.cli import main
-from tests.small_pipeline import SmallPipeline, make
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
-    return make(tmp_path_factory.mktemp("small"))
+from tests.small_pipeline import SmallPipeline
 
 
 def softlabels(*words: Any) -> Any:

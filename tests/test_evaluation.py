@@ -16,12 +16,7 @@ from pipeline.errors import CacheMismatchError, ConfigError, DataError, ModelErr
 from pipeline.evaluation import EvaluateConfig
 from pipeline.models import build_model, load_weights, save_weights
 from pipeline.store import open_cache
-from tests.small_pipeline import COUNTS, SmallPipeline, make, write_images
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
-    return make(tmp_path_factory.mktemp("small"))
+from tests.small_pipeline import COUNTS, SmallPipeline, write_images
 
 
 def evaluate(small: SmallPipeline, out: Path, **options: Any) -> evaluation.EvaluateReport:

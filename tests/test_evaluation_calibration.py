@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import EvaluateReport
-from tests.judged import BINS, SEEDS, arrays, calibration, logits_of, make_sure, nll, softmax
-from tests.small_pipeline import COUNTS, SmallPipeline, make
+from tests.judged import BINS, SEEDS, arrays, calibration, logits_of, nll, softmax
+from tests.small_pipeline import COUNTS, SmallPipeline
 from tests.test_evaluation import evaluate
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
-    return make(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def sure(small: SmallPipeline) -> Path:
-    return make_sure(small)
 
 
 def test_a_temperature_is_fitted_on_validation_and_used_on_test(

@@ -15,19 +15,9 @@ from pipeline.errors import CacheMismatchError, ConfigError
 from pipeline.evaluation import EvaluateReport
 from pipeline.evaluation.comparing import CompareConfig
 from pipeline.evaluation.comparing import run as compare
-from tests.judged import BINS, SEEDS, arrays, calibration, logits_of, make_sure, said, softmax
-from tests.small_pipeline import COUNTS, SmallPipeline, make
+from tests.judged import BINS, SEEDS, arrays, calibration, logits_of, said, softmax
+from tests.small_pipeline import COUNTS, SmallPipeline
 from tests.test_evaluation import evaluate
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
-    return make(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def sure(small: SmallPipeline) -> Path:
-    return make_sure(small)
 
 
 @pytest.fixture(scope="module")

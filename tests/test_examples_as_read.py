@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("dvc")
 
-from tests.examples import ROOT, stages_as_read
+from tests.examples import ROOT, is_stage, stages_as_read
 from tests.test_dvc import FOLDERS, inputs, is_under, outputs, paths_of, settings_of
 
 EXAMPLES = ("chains", "claims", "methods")
@@ -25,9 +25,8 @@ def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def named(stage: Any) -> Iterator[str]:
     """What a command reads and writes: of a stage by its checked options, of other commands by their words."""
-    words = shlex.split(stage.cmd)
-    if words[0] != "softlabels" or words[1] == "cache":
-        yield from (word for word in words if word.split("/")[0] in FOLDERS)
+    if not is_stage(stage):
+        yield from (word for word in shlex.split(stage.cmd) if word.split("/")[0] in FOLDERS)
         return
     for path in paths_of(settings_of(stage)):
         yield path.rpartition("=")[0] or path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from pipeline.losses import FEATURE_LOSSES, LOSSES
 from pipeline.sources.mixing import MIXES
 from pipeline.sources.panel import APART
 from pipeline.training import TrainConfig
-from tests.examples import ROOT, run_in_process, stages_as_read, written
-from tests.test_dvc import inputs, settings_of
+from tests.examples import ROOT, copied, run_in_process, settings_as_read, stages_as_read
+from tests.test_dvc import inputs
 
 EXAMPLE = ROOT / "examples" / "methods"
 PARAMS: dict[str, Any] = yaml.safe_load((EXAMPLE / "params.yaml").read_text(encoding="utf-8"))
@@ -30,9 +29,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def settings(stages: dict[str, Any]) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(EXAMPLE)
-        return {name: settings_of(stage) for name, stage in stages.items() if name != "topk"}
+    return settings_as_read("methods", stages)
 
 
 def trained(settings: dict[str, Any]) -> dict[str, TrainConfig]:
@@ -128,8 +125,6 @@ def test_every_cache_that_a_run_names_is_among_its_dependencies(
 
 def test_a_small_run_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped stages with few methods, of two epochs and seeds."""
-    folder = tmp_path / "examples" / "methods"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(*written()))
     small = {**PARAMS, "students": ["mlp-8"]}
     small["teacher"] = {**PARAMS["teacher"], "teacher": "cnn-4", "views": 1, "epochs": 2}
     small["dump"] = {**PARAMS["dump"], "views": 1}
@@ -140,7 +135,7 @@ def test_a_small_run_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     small["methods"] = {name: PARAMS["methods"][name] for name in ("kl", "reverse-kl-top3", "specialists")}
     small["hinted_train"] = {**PARAMS["hinted_train"], "epochs": 2, "seeds": 2}
     small["hinted_methods"] = {name: PARAMS["hinted_methods"][name] for name in ("kl", "hint")}
-    (folder / "params.yaml").write_text(yaml.safe_dump(small, sort_keys=False), encoding="utf-8")
+    folder = copied(tmp_path, "methods", small)
     run_in_process(tmp_path, folder, monkeypatch)
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Losses</h2>" in page and "reverse KL from top3" in page

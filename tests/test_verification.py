@@ -11,12 +11,7 @@ import pytest
 from pipeline import verification
 from pipeline.errors import CacheMismatchError
 from pipeline.verification import VerifyConfig, verify_with_teacher
-from tests.small_pipeline import SmallPipeline, make
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
-    return make(tmp_path_factory.mktemp("small"))
+from tests.small_pipeline import SmallPipeline
 
 
 def ask(small: SmallPipeline, **options: Any) -> verification.TeacherReport:

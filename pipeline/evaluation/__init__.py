@@ -24,7 +24,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.correction import Correction, fit_correction, known_shares
 from pipeline.evaluation.describing import describe, summarise
 from pipeline.evaluation.measuring import measure, rows_to_measure
-from pipeline.evaluation.scoring import labelled_rows, plain_batches, score_rows, torch_predictor
+from pipeline.evaluation.scoring import HELD_OUT, labelled_rows, plain_batches, score_rows, torch_predictor
 from pipeline.evaluation.teachers import open_teachers
 from pipeline.evaluation.uncertainty import measured
 from pipeline.identity import digest
@@ -90,7 +90,7 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
     predictors = {seed: torch_predictor(model, device) for seed, model in models.items()}
 
     correction: Correction | None = None
-    looked_at = sum(map(len, rows_of.values())) + (len(rows_of["validation"]) if config.correct_class else 0)
+    looked_at = sum(map(len, rows_of.values())) + (len(rows_of[HELD_OUT]) if config.correct_class else 0)
     with progress.bar("evaluate", looked_at, "examples") as bar:
         if config.correct_class:
             correction = fit_correction(

@@ -19,13 +19,11 @@ import numpy.typing as npt
 from pipeline import metrics
 from pipeline.datasets import Dataset
 from pipeline.errors import DataError
-from pipeline.evaluation.scoring import Predictor, score_rows
+from pipeline.evaluation.scoring import HELD_OUT, Predictor, score_rows
 from pipeline.metrics import Scores
 
-SPLIT = "validation"
-"""What temperatures are fitted on."""
-ITSELF = f"{SPLIT} is what was measured, and a temperature is fitted on examples that are held out of that"
-UNLABELLED = f"the dataset has no labelled {SPLIT} examples to fit a temperature on"
+ITSELF = f"{HELD_OUT} is what was measured, and a temperature is fitted on examples that are held out of that"
+UNLABELLED = f"the dataset has no labelled {HELD_OUT} examples to fit a temperature on"
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Scaling:
     def as_dict(self) -> dict[str, Any]:
         """As JSON values; the temperatures are among the figures of each seed."""
         return {
-            "fitted_on": SPLIT if self.temperatures else None,
+            "fitted_on": HELD_OUT if self.temperatures else None,
             "left_out": {str(seed): reason for seed, reason in self.left_out.items()},
         }
 

@@ -41,6 +41,15 @@ class Figure:
         """A value without its unit."""
         return f"{self.scale * value:{'+' if signed else ''}.{self.digits}f}"
 
+    def pair(self, first: float, second: float) -> str:
+        """Two values, and what they are of."""
+        unit = "%" if self.unit == "points" else f" {self.unit}".rstrip()
+        return f"{self.text(first)} and {self.text(second)}{unit}"
+
+    def expected(self, expect: str, margin: float | None) -> str:
+        """What was expected, in words; ``margin`` in the unit."""
+        return f"{expect} within {margin:g} {self.unit}".rstrip() if margin else expect
+
 
 FIGURES = {
     ACCURACY: Figure("accuracy"),
@@ -117,20 +126,18 @@ class CompareReport:
     @property
     def summary(self) -> str:
         """The result for people, a line, and one more where something was expected."""
-        shown, unit = self.figure, "%" if self.figure.unit == "points" else f" {self.figure.unit}".rstrip()
+        shown, config = self.figure, self.config
         causes = {"paired seeds": self.comparison.by_seeds, "test examples": self.comparison.by_examples}
         known = [name for name, reach in causes.items() if not np.isnan(reach)]
         how = f" (95%: {' and '.join(known)})" if known else ""
         line = (
-            f"{shown.title} of {self.config.first.name} and {self.config.second.name}: {shown.text(self.first)} and "
-            f"{shown.text(self.second)}{unit}, {self.difference}{how}: {self.comparison.verdict}"
+            f"{shown.title} of {config.first.name} and {config.second.name}: {shown.pair(self.first, self.second)}, "
+            f"{self.difference}{how}: {self.comparison.verdict}"
         )
-        if not self.config.expect:
+        if not config.expect:
             return line
-        expected = self.config.expect + (
-            f" within {self.config.margin:g} {shown.unit}".rstrip() if self.config.margin else ""
-        )
-        head = ", ".join(filter(None, [self.config.source, self.config.claim]))
+        head = ", ".join(filter(None, [config.source, config.claim]))
+        expected = shown.expected(config.expect, config.margin)
         return f"{head + chr(10) if head else ''}{line}\nexpected {expected}: {self.outcome}"
 
     def as_dict(self) -> dict[str, Any]:

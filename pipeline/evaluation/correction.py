@@ -18,15 +18,13 @@ from torch import Tensor
 
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, DataError, some
-from pipeline.evaluation.scoring import Predictor, labelled_rows, plain_batches
+from pipeline.evaluation.scoring import HELD_OUT, Predictor, labelled_rows, plain_batches
 from pipeline.metrics import log_softmax
 
 Floats = npt.NDArray[np.float64]
 TOLERANCE = 1e-12
 """Largest difference that is left between the mean probability of a class and its share."""
 MOST_STEPS = 500
-SPLIT = "validation"
-"""What constants are fitted on."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Correction:
         """As JSON values."""
         return {
             "classes": list(self.names),
-            "fitted_on": SPLIT,
+            "fitted_on": HELD_OUT,
             "shares": self.shares.tolist(),
             "bias": {str(seed): bias.tolist() for seed, bias in self.biases.items()},
         }
@@ -86,7 +84,7 @@ def known_shares(names: Sequence[str], dataset: Dataset) -> tuple[tuple[int, ...
             f"{', '.join(map(repr, unknown))}"
         )
     try:
-        rows = labelled_rows(dataset, SPLIT)
+        rows = labelled_rows(dataset, HELD_OUT)
     except DataError as error:
         raise DataError(f"--correct-class fits to how often a class occurs in validation: {error}") from error
     numbers = tuple(dataset.classes.index(name) for name in names)

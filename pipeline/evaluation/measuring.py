@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
-from pipeline.evaluation.calibrating import ITSELF, SPLIT, UNLABELLED, Scaling, score_and_fit, score_scaled
+from pipeline.evaluation.calibrating import ITSELF, UNLABELLED, Scaling, score_and_fit, score_scaled
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.scoring import Predictor, labelled_rows, score_rows, teacher_scores
+from pipeline.evaluation.scoring import HELD_OUT, Predictor, labelled_rows, score_rows, teacher_scores
 from pipeline.evaluation.teachers import Teachers
 from pipeline.metrics import Scores
 from pipeline.runs import Run
@@ -47,8 +47,8 @@ def rows_to_measure(
             "--cache, or leave the option out"
         )
     found: dict[str, npt.NDArray[np.int64]] = {}
-    if config.split != SPLIT and (np.asarray(dataset.labels)[dataset.rows(SPLIT)] >= 0).any():
-        found[SPLIT] = labelled_rows(dataset, SPLIT)
+    if config.split != HELD_OUT and (np.asarray(dataset.labels)[dataset.rows(HELD_OUT)] >= 0).any():
+        found[HELD_OUT] = labelled_rows(dataset, HELD_OUT)
     found[config.split] = rows
     if config.fidelity_on_train and config.split != TRAIN:
         omitted = str(trained.config.get("omit_class") or "") if trained else ""
@@ -70,7 +70,7 @@ def measure(
     """Run the models over what ``rows_to_measure`` found, each split once."""
     scores: dict[str, dict[int, Scores]] = {}
     own: Scores | None = None
-    scaling = Scaling({}, dict.fromkeys(predictors, ITSELF if config.split == SPLIT else UNLABELLED))
+    scaling = Scaling({}, dict.fromkeys(predictors, ITSELF if config.split == HELD_OUT else UNLABELLED))
     for split, rows in rows_of.items():
         known = teachers is not None and split in teachers.splits
         teacher = teachers.labels(dataset, split, config.temperature) if teachers and known else None
@@ -81,7 +81,7 @@ def measure(
             "workers": config.workers,
             "advance": advance,
         }
-        if config.calibrate and split == SPLIT != config.split:
+        if config.calibrate and split == HELD_OUT != config.split:
             scores[split], scaling = score_and_fit(predictors, dataset, rows, **options)
         elif split == config.split and scaling.temperatures:
             scores[split], scaling = score_scaled(predictors, dataset, rows, scaling, **options)

@@ -20,6 +20,8 @@ from pipeline.sources import match
 from pipeline.store import Cache
 from pipeline.views import Views, input_loader
 
+HELD_OUT = "validation"
+"""The split that temperatures and constants are fitted on, and choices made."""
 Key = TypeVar("Key", bound=Hashable)
 Predictor = Callable[[Tensor], npt.NDArray[Any]]
 """(B, ...) float32 inputs to (B, C) float32 logits on the host."""

@@ -26,8 +26,6 @@ def rows(claims: Sequence[Claim]) -> list[dict[str, str]]:
     found = []
     for claim in claims:
         figure = FIGURES[claim["metric"]]
-        unit = "%" if figure.unit == "points" else f" {figure.unit}".rstrip()
-        within = f" within {claim['margin']:g} {figure.unit}".rstrip() if claim.get("margin") else ""
         found.append(
             {
                 "claim": _title(claim),
@@ -35,8 +33,8 @@ def rows(claims: Sequence[Claim]) -> list[dict[str, str]]:
                 "first": Path(claim["first"]).name,
                 "second": Path(claim["second"]).name,
                 "figure": figure.title,
-                "values": f"{figure.text(claim['first_mean'])} and {figure.text(claim['second_mean'])}{unit}",
-                "expected": f"{claim['expect']}{within}" if claim.get("expect") else "",
+                "values": figure.pair(claim["first_mean"], claim["second_mean"]),
+                "expected": figure.expected(claim["expect"], claim.get("margin")) if claim.get("expect") else "",
                 "difference": claim["text"],
                 "seeds": f"{claim.get('paired_seeds') or ''}",
                 "outcome": claim["outcome"] or claim["verdict"],

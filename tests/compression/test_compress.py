@@ -17,12 +17,7 @@ from pipeline.compression.making import choose
 from pipeline.errors import ConfigError
 from pipeline.evaluation import open_dataset
 from pipeline.runs import read_run
-from tests.small_pipeline import COUNTS, SmallPipeline, make
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
-    return make(tmp_path_factory.mktemp("small"))
+from tests.small_pipeline import COUNTS, SmallPipeline
 
 
 def config(small: SmallPipeline, out: Path, **options: Any) -> CompressConfig:

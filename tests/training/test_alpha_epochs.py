@@ -30,6 +30,7 @@ from pipeline.training.recipe import outcome_options
 from pipeline.training.shared import Shared
 from pipeline.training.stage import initial_student
 from tests.losses.references import kl64, softmax64
+from tests.training.stopping import stopped
 
 Make = Callable[..., TrainConfig]
 N, B, C, T = 3, 6, 4, 2.0
@@ -124,10 +125,6 @@ def test_the_records_of_a_run_add_up_by_epoch(config: Make) -> None:
         assert epoch["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-class _StopError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop", [2, 9, 16])
 @pytest.mark.parametrize("peers", [0, 2])
 def test_a_run_that_was_stopped_goes_on_with_the_weight_of_its_epoch(
@@ -145,13 +142,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_weight_of_its_epoch(
     whole = learner()
     expected = fit(whole, prepared.task, made, seed=0)
 
-    def halt(step: int, loss: Tensor) -> None:
-        if step == stop:
-            raise _StopError
-
     state = tmp_path / "state.safetensors"
-    with pytest.raises(_StopError):
-        fit(learner(), prepared.task, made, seed=0, state=state, on_step=halt)
+    stopped(learner(), prepared.task, made, state, stop)
     other = dataclasses.replace(made, alpha_epochs=2)
     with pytest.raises(ConfigError, match="the state of another run"):
         fit(learner(), prepare(other).task, other, seed=0, state=state)

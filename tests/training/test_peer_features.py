@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +31,8 @@ from pipeline.training.peers import Peers, with_peers
 from pipeline.training.recipe import outcome_options
 from pipeline.training.stage import initial_student
 from stages.cli import main
+from tests.training.stopping import stopped
+from tests.training.two_ranks import on_ranks, save_examples
 
 Make = Callable[..., TrainConfig]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -226,10 +225,6 @@ def test_every_loss_on_features_is_learnt(config: Make, loss: str) -> None:
     assert last[0] < 0.9 * last[1]
 
 
-class _StopError(Exception):
-    pass
-
-
 @pytest.mark.parametrize(("own", "stop"), [(ONLINE, 3), (ONLINE, 9), (MUTUAL, 16)])
 def test_a_stopped_run_goes_on_with_its_projections(
     config: Make, tmp_path: Path, own: dict[str, Any], stop: int
@@ -240,13 +235,8 @@ def test_a_stopped_run_goes_on_with_its_projections(
     whole = learner(options)
     expected = fit(whole, task, options, seed=0)
 
-    def halt(step: int, loss: Tensor) -> None:
-        if step == stop:
-            raise _StopError
-
     state = tmp_path / "state.safetensors"
-    with pytest.raises(_StopError):
-        fit(learner(options), task, options, seed=0, state=state, on_step=halt)
+    stopped(learner(options), task, options, state, stop)
     assert any("projections" in name for name in load_file(state))
     again = learner(options)
     found = fit(again, task, options, seed=0, state=state)
@@ -343,19 +333,6 @@ def test_each_method_is_listed_with_its_family() -> None:
     assert "--peer cnn-16 --exchange online --hints FEATURE=MODULE" in online
 
 
-def on_two_ranks(*words: str) -> str:
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stages.cli")
-    done = subprocess.run(
-        [sys.executable, *launch, *words, "--device", "cpu"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_a_student_beside_a_larger_peer_on_the_digits_is_found_by_evaluate(tmp_path: Path) -> None:
     hints = ("--hints", "stage1=stage1", "--hints", "stage2=stage2")
     online = ("--peer", "cnn-8", "--exchange", "online")
@@ -371,14 +348,10 @@ def test_a_student_beside_a_larger_peer_on_the_digits_is_found_by_evaluate(tmp_p
 def test_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
     """Seven batches on two ranks: the last step of an epoch leaves one without a batch. A pair has each of the first
     epochs, and labels the last: in each, some projections get no gradient."""
-    random = np.random.default_rng(0)
-    split = np.array(["train"] * 51 + ["validation"] * 20)
-    x, y = random.random((71, 1, 6, 6), dtype=np.float32), random.integers(0, 3, 71)
-    np.savez(tmp_path / "data.npz", x=x, y=y, split=split)
     options = [
         "train",
         "--data",
-        f"arrays:{tmp_path / 'data.npz'}",
+        save_examples(tmp_path),
         "--student",
         "mlp-4",
         "--peer",
@@ -389,7 +362,7 @@ def test_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
     options += ["--hints", "hidden", "--hints", "activation=hidden", "--hint-epochs", "2", "--hints-in-turn"]
     options += ["--epochs", "3", "--batch-size", "8", "--lr", "0.05", "--optimizer", "sgd"]
     command(*options, "--accumulate", "2", "--out", str(tmp_path / "alone"))
-    assert "took part as rank 1 of 2" in on_two_ranks(*options, "--out", str(tmp_path / "shared"))
+    assert "took part as rank 1 of 2" in on_ranks(2, tmp_path, *options, "--device", "cpu", "--out", "shared")
     one, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("alone", "shared"))
     assert one["identity"] == other["identity"]
     histories = [json.loads((tmp_path / n / "seed-0" / "history.json").read_text()) for n in ("alone", "shared")]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,8 @@ from pipeline.training.objective import Batch, Output
 from pipeline.training.peers import Peers, with_peers
 from pipeline.training.recipe import outcome_options
 from pipeline.training.stage import initial_student
+from tests.training.stopping import stopped
+from tests.training.two_ranks import on_ranks, save_examples
 
 Make = Callable[..., TrainConfig]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -182,10 +181,6 @@ def test_a_cache_is_one_more_voice(config: Make) -> None:
     assert len(record["peers"]) == 2
 
 
-class _StopError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop", [3, 7, 10])
 @pytest.mark.parametrize("exchange", ["mutual", "ensemble"])
 def test_a_stopped_run_goes_on_bit_for_bit(config: Make, tmp_path: Path, exchange: str, stop: int) -> None:
@@ -198,13 +193,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: Make, tmp_path: Path, exchang
     whole = learner()
     expected = fit(whole, prepared.task, options, seed=0)
 
-    def halt(step: int, loss: Tensor) -> None:
-        if step == stop:
-            raise _StopError
-
     state = tmp_path / "state.safetensors"
-    with pytest.raises(_StopError):
-        fit(learner(), prepared.task, options, seed=0, state=state, on_step=halt)
+    stopped(learner(), prepared.task, options, state, stop)
     again = learner()
     found = fit(again, prepared.task, options, seed=0, state=state)
     assert found.history == expected.history and found.steps == expected.steps
@@ -259,30 +249,13 @@ def test_the_student_of_peers_is_measured_compressed_and_reported_as_any_other(c
 
 
 def train(home: Path, out: str, ranks: int, *options: str) -> str:
-    launch = ["-m", "stages.cli"] if ranks == 1 else [
-        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "stages.cli"
-    ]  # fmt: skip
-    done = subprocess.run(
-        [
-            *(sys.executable, *launch, "train", "--data", "arrays:data.npz", "--out", out, "--student", "mlp-4"),
-            *("--epochs", "2", "--batch-size", "8", "--lr", "0.05", "--optimizer", "sgd", "--device", "cpu", *options),
-        ],
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    words = ("train", "--data", "arrays:data.npz", "--out", out, "--student", "mlp-4", "--epochs", "2", "--batch-size")
+    return on_ranks(ranks, home, *words, "8", "--lr", "0.05", "--optimizer", "sgd", "--device", "cpu", *options)
 
 
 def test_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
     """Seven batches on two ranks: the last step of an epoch leaves one without a batch. The gate is learnt too."""
-    random = np.random.default_rng(0)
-    split = np.array(["train"] * 51 + ["validation"] * 20)
-    x, y = random.random((71, 1, 6, 6), dtype=np.float32), random.integers(0, 3, 71)
-    np.savez(tmp_path / "data.npz", x=x, y=y, split=split)
+    save_examples(tmp_path)
     options = ("--peers", "6", "--exchange", "ensemble")  # enough to be stacked
     train(tmp_path, "alone", 1, "--accumulate", "2", *options)
     assert "took part as rank 1 of 2" in train(tmp_path, "shared", 2, *options)

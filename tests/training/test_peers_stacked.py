@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.models import build_model, evaluating
@@ -28,6 +28,7 @@ from pipeline.training.objective import Batch, Output
 from pipeline.training.optimisation import make_optimizer
 from pipeline.training.peers import Peers, with_peers
 from pipeline.training.stage import initial_student
+from tests.training.stopping import stopped
 
 Make = Callable[..., TrainConfig]
 SHAPE, CLASSES, ROWS = (1, 6, 6), 3, 8
@@ -148,25 +149,12 @@ def test_members_are_copies_and_models_as_they_were_built(config: Make, few: Non
     assert all(p.any() for p in peers.members()[0].parameters() if p.ndim > 1)
 
 
-class _StopError(Exception):
-    pass
-
-
-def stopped(options: TrainConfig, state: Path, stop: int) -> None:
-    def halt(step: int, loss: Tensor) -> None:
-        if step == stop:
-            raise _StopError
-
-    with pytest.raises(_StopError):
-        fit(learner(options), prepare(options).task, options, seed=0, state=state, on_step=halt)
-
-
 @pytest.mark.parametrize(("kind", "stop"), [("mutual", 3), ("ensemble", 10), ("online", 8)])
 def test_stacked_peers_go_on_bit_for_bit(config: Make, few: None, tmp_path: Path, kind: str, stop: int) -> None:
     options = config(student="cnn-4", epochs=3, checkpoint_every=1e-9, **KINDS[kind])
     task, whole, again = prepare(options).task, learner(options), learner(options)
     expected = fit(whole, task, options, seed=0)
-    stopped(options, tmp_path / "state.safetensors", stop)
+    stopped(learner(options), prepare(options).task, options, tmp_path / "state.safetensors", stop)
     found = fit(again, task, options, seed=0, state=tmp_path / "state.safetensors")
     assert found.history == expected.history and found.steps == expected.steps
     assert all(torch.equal(a, whole.state_dict()[name]) for name, a in again.state_dict().items())
@@ -180,7 +168,7 @@ def test_a_state_with_weights_kept_otherwise_is_refused(
     task = prepare(options).task
     with monkeypatch.context() as patch:
         one_by_one(patch)
-        stopped(options, state, 3)
+        stopped(learner(options), prepare(options).task, options, state, 3)
         unstacked = learner(options)
     said = r"state\.safetensors is a state of this run with other weights: expected group\.weights\.0 \(2, "
     with pytest.raises(ConfigError, match=said + r".*found group\.models\.0.*delete it to start over"):
@@ -191,14 +179,14 @@ def test_a_state_with_weights_kept_otherwise_is_refused(
     for peers, found in ((learner(options), "models.0"), (unstacked, "models.0")):
         with pytest.raises(ConfigError, match=rf"with other weights: expected group\..*found {found}"):
             fit(peers, task, options, seed=0, state=state)
-    stopped(options, tmp_path / "other.safetensors", 3)
+    stopped(learner(options), prepare(options).task, options, tmp_path / "other.safetensors", 3)
     with pytest.raises(ConfigError, match=r"expected group\.models\.0.*found group\.weights\.0"):
         fit(unstacked, task, options, seed=0, state=tmp_path / "other.safetensors")
 
 
 def test_a_model_of_another_shape_is_refused_too(config: Make, few: None, tmp_path: Path) -> None:
     options, state = config(cached=False, peers=2, checkpoint_every=1e-9), tmp_path / "state.safetensors"
-    stopped(options, state, 3)
+    stopped(learner(options), prepare(options).task, options, state, 3)
     wider = Peers(Cohort([build_model("mlp-5", {}, classes=3, input_shape=SHAPE) for _ in range(2)]))
     with pytest.raises(
         ConfigError, match=r"expected group\.weights\.0 \(2, 5, 36\).*found group\.weights\.0 \(2, 4, 36\)"
