@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("store", "fidelity"),
     ("caches",),
     ("datasets", "views", "models", "losses", "devices", "transforms", "mixing"),
-    ("sources", "runs"),
+    ("sources", "runs", "artefacts"),
     ("dump", "planning", "training", "evaluation", "compression", "report", "teacher", "verification"),
     ("stages",),
 )

@@ -12,9 +12,9 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.artefacts.latency import processor_name
 from pipeline.compression.config import CompressConfig
 from pipeline.compression.making import Maker, choose
-from pipeline.compression.runtime import processor_name
 from pipeline.compression.table import Row, flat, render
 from pipeline.devices import use_threads
 from pipeline.errors import ConfigError

@@ -14,9 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.compression import pruning, quantisation, runtime
+from pipeline.artefacts.checking import Floats, Predictor, check
+from pipeline.artefacts.latency import measure
+from pipeline.artefacts.onnx_file import export_onnx, size_of
+from pipeline.artefacts.onnx_runtime import open_model
+from pipeline.compression import pruning, quantisation
 from pipeline.compression.config import CompressConfig
-from pipeline.compression.export import export_onnx, size_of
 from pipeline.compression.finetuning import Tuning
 from pipeline.compression.table import Row, compare_scores, warn
 from pipeline.configuration import parse_arguments
@@ -78,7 +81,7 @@ class Maker:
         self.config, self.dataset, self.chosen, self.folder, self.progress = config, dataset, chosen, folder, progress
         self.tuning = Tuning(config, chosen.run, progress)
         self.rows: list[Row] = []
-        self.predictors: dict[str, runtime.Predictor] = {}
+        self.predictors: dict[str, Predictor] = {}
         self.classes = len(dataset.classes)
         self.test = labelled_rows(dataset, "test")
         self.validation = labelled_rows(dataset, "validation")
@@ -242,18 +245,18 @@ class Maker:
             raise ModelError(f"needs {name}.onnx, which was skipped")
         return path
 
-    def _take(self, row: Row, path: Path, source_logits: runtime.Floats, *, exact: bool = False) -> None:
+    def _take(self, row: Row, path: Path, source_logits: Floats, *, exact: bool = False) -> None:
         """Open a finished file, try it against its source, and let it compute the row's figures."""
         row.file, row.bytes = path.name, size_of(path)
-        predict = runtime.open_model(path, self.config.runtime_threads)
-        check = runtime.check(predict, self.tried, source_logits)
-        row.tried(check)
-        if exact and not check.faithful:
+        predict = open_model(path, self.config.runtime_threads)
+        tried = check(predict, self.tried, source_logits)
+        row.tried(tried)
+        if exact and not tried.faithful:
             path.unlink()
             row.file = row.bytes = None
             raise ModelError(
-                f"{path.name} should give the logits of its model; they differ by {check.max_difference:.3g} at a "
-                f"largest logit of {check.scale:.3g}. Try another --opset"
+                f"{path.name} should give the logits of its model; they differ by {tried.max_difference:.3g} at a "
+                f"largest logit of {tried.scale:.3g}. Try another --opset"
             )
         self.predictors[row.name], row.runtime = predict, "onnxruntime"
 
@@ -277,11 +280,11 @@ class Maker:
         if not files:
             return
         sizes = self.config.latency_batch
-        found = runtime.measure(files, self.tried, sizes, seconds=self.config.latency_seconds)
+        found = measure(files, self.tried, sizes, seconds=self.config.latency_seconds)
         for row in self.rows:
             if row.name in found:
                 row.timed(found[row.name])
 
 
-def _on_tensors(predict: runtime.Predictor) -> Callable[[Tensor], npt.NDArray[Any]]:
+def _on_tensors(predict: Predictor) -> Callable[[Tensor], npt.NDArray[Any]]:
     return lambda inputs: predict(np.ascontiguousarray(inputs.numpy()))

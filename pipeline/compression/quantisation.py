@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compression.export import INPUT, quiet, strip
+from pipeline.artefacts.onnx_file import INPUT, quiet, strip
 from pipeline.errors import ModelError
 from pipeline.references import optional
 from pipeline.workspace import write_atomic

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline import metrics
-from pipeline.compression.runtime import Check, Latency
+from pipeline.artefacts.checking import Check
+from pipeline.artefacts.latency import Latency
 from pipeline.metrics import Scores
 
 SLOWER = 1.05

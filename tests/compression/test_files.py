@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.compression import quantisation, runtime
-from pipeline.compression.export import export_onnx, size_of
+from pipeline.artefacts.checking import Predictor, check
+from pipeline.artefacts.latency import measure
+from pipeline.artefacts.onnx_file import export_onnx, size_of
+from pipeline.artefacts.onnx_runtime import open_model
+from pipeline.compression import quantisation
 from pipeline.errors import ModelError
 from pipeline.models import build_model
 
@@ -55,8 +58,8 @@ def logits(model: nn.Module, inputs: np.ndarray) -> np.ndarray:
 
 
 def test_the_file_gives_the_logits_of_the_model_at_any_batch(model: nn.Module, exported: Path) -> None:
-    predict = runtime.open_model(exported)
-    found = runtime.check(predict, images(17), logits(model, images(17)))
+    predict = open_model(exported)
+    found = check(predict, images(17), logits(model, images(17)))
     assert found.faithful and not found.problems()
     assert predict(images(1)).shape == (1, 3)
 
@@ -106,7 +109,7 @@ def test_int8_is_unsigned_activations_and_signed_weights_per_channel(quantised: 
 
 
 def test_int8_stays_close_and_stable(model: nn.Module, quantised: Path) -> None:
-    found = runtime.check(runtime.open_model(quantised), images(32), logits(model, images(32)))
+    found = check(open_model(quantised), images(32), logits(model, images(32)))
     assert found.repeat_identical and not found.problems()
     assert 0 < found.max_difference < 0.1 * found.scale
     assert not found.faithful, "int8 is not mistaken for an exact export"
@@ -119,7 +122,7 @@ def test_int8_is_smaller_where_weights_dominate(tmp_path: Path) -> None:
     quantisation.quantise_dynamic(tmp_path / "wide.onnx", tmp_path / "dynamic.onnx")
     assert size_of(tmp_path / "int8.onnx") < 0.35 * size_of(tmp_path / "wide.onnx")
     assert size_of(tmp_path / "dynamic.onnx") < 0.35 * size_of(tmp_path / "wide.onnx")
-    assert runtime.open_model(tmp_path / "dynamic.onnx")(images(2)).shape == (2, 3)
+    assert open_model(tmp_path / "dynamic.onnx")(images(2)).shape == (2, 3)
 
 
 def test_weights_beside_a_file_count(tmp_path: Path) -> None:
@@ -136,38 +139,38 @@ class TestCheck:
     inputs = source.copy()
 
     def test_a_sound_one(self) -> None:
-        found = runtime.check(lambda x: x.copy(), self.inputs, self.source)
+        found = check(lambda x: x.copy(), self.inputs, self.source)
         assert (found.faithful, found.problems()) == (True, [])
 
     def test_calls_that_drift(self) -> None:
         calls = iter(range(100))
-        found = runtime.check(lambda x: x + np.float32(1e-3) * next(calls), self.inputs, self.source)
+        found = check(lambda x: x + np.float32(1e-3) * next(calls), self.inputs, self.source)
         assert "repeated calls on the same input differ" in found.problems()
 
     def test_a_batch_that_matters(self) -> None:
-        found = runtime.check(lambda x: x - x.mean(axis=0), self.inputs, self.source - self.source.mean(axis=0))
+        found = check(lambda x: x - x.mean(axis=0), self.inputs, self.source - self.source.mean(axis=0))
         assert any("batch 1 and batch N" in problem for problem in found.problems())
 
     def test_other_logits(self) -> None:
-        assert not runtime.check(lambda x: x + np.float32(0.01), self.inputs, self.source).faithful
+        assert not check(lambda x: x + np.float32(0.01), self.inputs, self.source).faithful
 
     @pytest.mark.parametrize("wrong", [lambda x: x[:, :1], lambda x: x * np.float32(np.nan)])
-    def test_shapes_and_values(self, wrong: runtime.Predictor) -> None:
+    def test_shapes_and_values(self, wrong: Predictor) -> None:
         with pytest.raises(ModelError, match="finite"):
-            runtime.check(wrong, self.inputs, self.source)
+            check(wrong, self.inputs, self.source)
 
 
 def test_latency_takes_turns_and_knows_its_batch() -> None:
     calls: list[tuple[str, int]] = []
 
-    def model(name: str) -> runtime.Predictor:
+    def model(name: str) -> Predictor:
         def predict(inputs: np.ndarray) -> np.ndarray:
             calls.append((name, len(inputs)))
             return inputs
 
         return predict
 
-    found = runtime.measure({"a": model("a"), "b": model("b")}, images(3), [1, 5], seconds=1e-9)
+    found = measure({"a": model("a"), "b": model("b")}, images(3), [1, 5], seconds=1e-9)
     assert set(found) == {"a", "b"} and set(found["a"]) == {1, 5}
     assert {size for _, size in calls} == {1, 5}
     timed = [name for name, size in calls if size == 5][6:]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline import metrics
-from pipeline.compression.runtime import Check, Latency
+from pipeline.artefacts.checking import Check
+from pipeline.artefacts.latency import Latency
 from pipeline.compression.table import Row, compare_scores, flat, render, warn
 
 
