@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits, 8 x 8, that scikit-learn ships: real images, no download.
+"""The 1,797 handwritten digits, 8 x 8, that scikit-learn ships: real images, no download; larger if asked for.
 
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
 (the test part). The file is read as it lies in the installed package; importing scikit-learn would cost a second in
@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.datasets.base import Dataset
-from pipeline.errors import DataError, MissingDependencyError
+from pipeline.errors import ConfigError, DataError, MissingDependencyError
 
 SIDE = 8
+LARGEST = 1024
 
 
 def digits_path() -> Path:
@@ -32,9 +34,12 @@ def digits_path() -> Path:
 
 
 class Digits(Dataset):
-    """1,797 grey images as float32 (1, 8, 8) in [0, 1], ten classes, splits by id."""
+    """1,797 grey images as float32 (1, size, size) in [0, 1], ten classes, splits by id."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = SIDE) -> None:
+        """``size``: the side in pixels; above 8, images are resized where they are loaded. Raises ConfigError."""
+        if not isinstance(size, int) or isinstance(size, bool) or not SIDE <= size <= LARGEST:
+            raise ConfigError(f"--data digits: size should be a side of {SIDE} to {LARGEST} pixels; found {size!r}")
         path = digits_path()
         try:
             with gzip.open(path) as file:
@@ -47,15 +52,17 @@ class Digits(Dataset):
             classes=[str(n) for n in range(10)],
             ids=[f"digits/{row:05d}" for row in range(len(table))],
             labels=table[:, -1],
-            input_shape=(1, SIDE, SIDE),
-            preprocessing="values 0 to 16 divided by 16",
+            input_shape=(1, size, size),
+            preprocessing="values 0 to 16 divided by 16"
+            + (f", resized to {size} x {size} (bilinear)" if size != SIDE else ""),
         )
         self._stored = np.ascontiguousarray(table[:, :-1])
         self._images = torch.from_numpy(self._stored.astype(np.float32) / 16).reshape(-1, 1, SIDE, SIDE)
 
     def load(self, row: int) -> Tensor:
-        """(1, 8, 8) float32 in [0, 1]."""
-        return self._images[row]
+        """(1, size, size) float32 in [0, 1]."""
+        x, sides = self._images[row], self.input_shape[1:]
+        return x if sides == x.shape[1:] else F.interpolate(x[None], sides, mode="bilinear")[0]
 
     def prepare(self, x: Tensor) -> Tensor:
         """Nothing more to do."""

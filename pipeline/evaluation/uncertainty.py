@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.datasets import Dataset
 from pipeline.evaluation.scoring import plain_batches, teacher_labels
 from pipeline.evaluation.teachers import Teachers
-from pipeline.metrics import log_softmax
+from pipeline.metrics import auroc, log_softmax
 from pipeline.models import Hydra
 from pipeline.softlabels import Dense
 
@@ -32,23 +32,6 @@ def entropy_and_information(logits_MNC: npt.NDArray[Any]) -> tuple[Floats, Float
     entropy = _entropy(mean)
     # Above 0 by Jensen; rounding may leave a little less.
     return entropy, np.maximum(entropy - _entropy(np.exp(log_p)).mean(axis=0), 0.0)
-
-
-def auroc(scores_N: npt.NDArray[Any], positive_N: npt.NDArray[np.bool_]) -> float | None:
-    """The probability that a positive example has a higher score than a negative one, equal scores as a half.
-
-    None where there are none of a kind.
-
-    >>> auroc(np.array([0.1, 0.2, 0.2, 0.9]), np.array([False, False, True, True]))
-    0.875
-    """
-    values, inverse, counts = np.unique(scores_N, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.ravel()] if len(values) else np.zeros(0)
-    positives = int(positive_N.sum())
-    pairs = positives * (len(positive_N) - positives)
-    if not pairs:
-        return None
-    return float((ranks[positive_N].sum() - positives * (positives + 1) / 2) / pairs)
 
 
 def measured(

@@ -6,6 +6,7 @@ in nats. Accumulation is in float64 whatever the dtype of the logits.
 
 from pipeline.metrics.calibration import Reliability, adaptive_reliability, reliability
 from pipeline.metrics.comparison import Comparison, compare, half_width, spread, student_t95
+from pipeline.metrics.detection import aupr, auroc, energy, fpr_at_tpr
 from pipeline.metrics.distributions import divergence, log_softmax, predicted
 from pipeline.metrics.scores import (
     Scores,
@@ -25,11 +26,15 @@ __all__ = [
     "Reliability",
     "Scores",
     "adaptive_reliability",
+    "aupr",
+    "auroc",
     "compare",
     "concatenate",
     "confusion_matrix",
     "divergence",
+    "energy",
     "fit_temperature",
+    "fpr_at_tpr",
     "half_width",
     "log_softmax",
     "mcnemar",

@@ -52,6 +52,30 @@ def test_the_digest_is_a_constant_of_the_data(digits: Dataset) -> None:
     assert digits.digest() == Digits().digest()
 
 
+@pytest.mark.parametrize("size", [11, 16, 32])
+def test_larger_digits_are_bilinear_between_the_stored_pixels(digits: Dataset, size: int) -> None:
+    larger = load_dataset("digits", {"size": size})
+    assert larger.input_shape == (1, size, size)
+    assert larger.preprocessing == f"values 0 to 16 divided by 16, resized to {size} x {size} (bilinear)"
+    assert list(larger.ids) == list(digits.ids) and (larger.labels == digits.labels).all()
+    at = np.clip((np.arange(size) + 0.5) * 8 / size - 0.5, 0, 7)
+    for row in (0, 1000):
+        own = digits.load(row)[0].double().numpy()
+        wide = np.stack([np.interp(at, np.arange(8), line) for line in own])
+        expected = np.stack([np.interp(at, np.arange(8), line) for line in wide.T]).T
+        np.testing.assert_allclose(larger.load(row)[0].numpy(), expected, atol=1e-6)
+        assert larger.read(row) == digits.read(row), "what is stored is the same"
+
+
+def test_digits_of_their_own_size_are_the_same_data(digits: Dataset) -> None:
+    same = load_dataset("digits", {"size": 8})
+    assert same.preprocessing == digits.preprocessing == "values 0 to 16 divided by 16"
+    assert torch.equal(same.load(5), digits.load(5)) and same.digest() == digits.digest()
+    for size in (7, 1025, 8.0, True, "16"):
+        with pytest.raises(ConfigError, match="size should be a side of 8 to 1024 pixels"):
+            load_dataset("digits", {"size": size})
+
+
 def test_a_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="pip install scikit-learn"):

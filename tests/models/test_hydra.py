@@ -18,7 +18,7 @@ from pipeline.compression.finetuning import training_config
 from pipeline.dump import DumpConfig
 from pipeline.dump import run as dump
 from pipeline.errors import ConfigError, EncodingError, ModelError
-from pipeline.evaluation.uncertainty import auroc, entropy_and_information
+from pipeline.evaluation.uncertainty import entropy_and_information
 from pipeline.losses import distillation_loss, hard_loss
 from pipeline.models import Hydra, build_model, check_model, load_weights, read_metadata, save_weights
 from pipeline.references import is_own_code
@@ -146,14 +146,6 @@ def test_entropy_and_mutual_information_are_their_definitions() -> None:
     sure[0, 0, 0] = sure[1, 0, 1] = 0.0
     entropy, information = entropy_and_information(sure)
     assert float(entropy[0]) == float(information[0]) == pytest.approx(np.log(2))
-
-
-def test_auroc_counts_pairs() -> None:
-    random = np.random.default_rng(0)
-    scores, wrong = random.integers(0, 8, 60).astype(float), random.random(60) < 0.3
-    pairs = [(a > b) + 0.5 * (a == b) for a in scores[wrong] for b in scores[~wrong]]
-    assert auroc(scores, wrong) == pytest.approx(np.mean(pairs))
-    assert auroc(scores, np.zeros(60, bool)) is None and auroc(scores, np.ones(60, bool)) is None
 
 
 @pytest.fixture(scope="module")
