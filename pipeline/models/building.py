@@ -14,7 +14,7 @@ from pipeline.models.external import timm_model, transformers_model
 from pipeline.models.hydra import PREFIX, Hydra
 from pipeline.references import call, resolve
 
-CHOICES = "cnn-WIDTH, mlp-WIDTH, timm:NAME, hf:PATH or module:factory"
+CHOICES = "cnn-WIDTH, resnet-WIDTH, mlp-WIDTH, timm:NAME, hf:PATH or module:factory"
 
 
 def build_model(

@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.datasets import Dataset
 from pipeline.errors import ModelError
 from pipeline.models.building import build_model
 from pipeline.models.checks import check_class_names
-from pipeline.models.weights import load_weights, read_metadata
+from pipeline.models.structure import with_structure
+from pipeline.models.weights import load_weights, read_metadata, read_state
 
 
 def load_model(
     reference: str, arguments: Mapping[str, Any], weights: str | Path | None, dataset: Dataset, *, whose: str
 ) -> nn.Module:
     """``build_model`` for ``dataset`` with the weights of a file, if one is named; ``whose`` is for messages.
+
+    A file that says that its model was pruned gives it its shape as well (``structure``).
 
     Raises ConfigError or ModelError: what ``build_model`` and ``load_weights`` raise, and weights that say of
     themselves that they were trained on other classes, another order of them, or inputs prepared in another way.
@@ -27,7 +31,11 @@ def load_model(
     if weights is not None:
         named = f"{whose} ({weights})"
         if Path(weights).suffix == ".safetensors":  # which say what they are for before they fail to fit
-            check_metadata(read_metadata(weights), dataset, named)
+            metadata = read_metadata(weights)
+            check_metadata(metadata, dataset, named)
+            if metadata.get("structure"):
+                example = torch.zeros(2, *dataset.input_shape)
+                return with_structure(model, metadata["structure"], read_state(weights), example)
         check_metadata(load_weights(model, weights), dataset, named)
     return model
 

@@ -102,15 +102,32 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"there are no weights at {path}")
     if path.suffix == ".safetensors" or _is_safetensors(path):
-        own = _own_metadata(path)
-        try:
-            state: dict[str, Tensor] = safetensors.torch.load_file(path)
-        except Exception as error:  # types that torch lacks, shapes that no memory holds: any kind of error
-            raise ModelError(f"{path} should be a safetensors file and cannot be read: {first_line(error)}") from error
-        _fill(model, state, own.get("aliases"), path)
+        _fill(model, *_tensors(path), path)
         return read_metadata(path)
     _fill(model, _checkpoint(path), None, path)
     return {}
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by name, those that share one too. Raises ModelError when it cannot be read."""
+    state, aliases = _tensors(Path(path))
+    return _with_aliases(state, aliases)
+
+
+def _tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors as they are stored, and the names that share one."""
+    own = _own_metadata(path)
+    try:
+        return safetensors.torch.load_file(path), own.get("aliases")
+    except Exception as error:  # types that torch lacks, shapes that no memory holds: any kind of error
+        raise ModelError(f"{path} should be a safetensors file and cannot be read: {first_line(error)}") from error
+
+
+def _with_aliases(state: dict[str, Tensor], aliases: Any) -> dict[str, Tensor]:
+    if not isinstance(aliases, dict):
+        return state
+    named = {name: first for name, first in aliases.items() if isinstance(first, str) and first in state}
+    return state | {name: state[first] for name, first in named.items()}
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -167,9 +184,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], aliases: Any, path: Path) 
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in wanted):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
-    if isinstance(aliases, dict):
-        named = {name: first for name, first in aliases.items() if isinstance(first, str) and first in state}
-        state = state | {name: state[first] for name, first in named.items()}
+    state = _with_aliases(state, aliases)
     state = state | _tied(wanted, state)
     problems = []
     missing = [name for name in wanted if name not in state]

@@ -48,12 +48,14 @@ def example() -> Tensor:
     return torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("importance", ["l1", "l2"])
 @pytest.mark.parametrize("make", [Residual, lambda: build_model("cnn-8", {}, classes=5, input_shape=SHAPE)])
-def test_channels_leave_and_classes_stay(make: type[nn.Module], norm: int, example: Tensor) -> None:
+def test_channels_leave_and_classes_stay(
+    make: type[nn.Module], importance: pruning.Importance, example: Tensor
+) -> None:
     model = make().eval()
     before = copy.deepcopy(model.state_dict())
-    pruned = pruning.prune(model, example, ratio=0.5, classes=5, norm=norm)
+    pruned = pruning.prune(model, example, ratio=0.5, classes=5, importance=importance)
     assert parameter_count(pruned) < 0.5 * parameter_count(model)
     assert pruned(example).shape == (2, 5)
     assert pruned(example[:1]).shape == (1, 5)
