@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from pipeline.artefacts.checking import Floats, Predictor
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,19 @@ class Latency:
     calls: int
 
 
+LEAST = 30
+"""Calls of each model, however long they take."""
+
+
 def measure(
-    models: Mapping[str, Predictor], inputs: Floats, batch_sizes: Sequence[int], *, seconds: float = 1.0
-) -> dict[str, dict[int, Latency]]:
+    models: Mapping[Name, Predictor], inputs: Floats, batch_sizes: Sequence[int], *, seconds: float = 1.0
+) -> dict[Name, dict[int, Latency]]:
     """Latency of every model at every batch size, the models taking turns call by call.
 
     Taking turns spreads whatever else the machine does over all of them, so that their ratios hold even where the
     absolute times drift. ``seconds`` is roughly the time spent per batch size.
     """
-    times: dict[str, dict[int, list[float]]] = {name: {size: [] for size in batch_sizes} for name in models}
+    times: dict[Name, dict[int, list[float]]] = {name: {size: [] for size in batch_sizes} for name in models}
     names = list(models)
     for size in batch_sizes:
         batch = np.ascontiguousarray(np.resize(inputs, (size, *inputs.shape[1:])))
@@ -39,7 +46,7 @@ def measure(
                 models[name](batch)
         end = time.perf_counter() + seconds
         turn = 0
-        while turn < 20 or (time.perf_counter() < end and turn < 2000):
+        while turn < LEAST or (time.perf_counter() < end and turn < 2000):
             for k in range(len(names)):
                 name = names[(turn + k) % len(names)]
                 start = time.perf_counter()

@@ -12,27 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pipeline.artefacts.kinds import Float32Logits
 from pipeline.errors import ModelError, first_line
-from pipeline.models import logits_of
 from pipeline.references import optional
 from pipeline.workspace import write_atomic
 
 INPUT, OUTPUT = "input", "logits"
 LARGEST = 2**31 - 2**20
 """Protobuf ends at 2 GiB: a larger model cannot be one file."""
-
-
-class _Logits(nn.Module):
-    """The model with its output reduced to the logits tensor."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input: Tensor) -> Tensor:
-        return logits_of(self.model(input))
 
 
 @contextlib.contextmanager
@@ -72,7 +61,7 @@ def export_onnx(
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _Logits(model.cpu().eval()),
+                Float32Logits(model.cpu().eval()),
                 (example,),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
@@ -90,6 +79,11 @@ def export_onnx(
     made = {imported.version for imported in proto.opset_import if imported.domain == ""}
     if made != {opset}:  # it warns, and writes the operator set of its own choice
         raise ModelError(f"torch.onnx cannot write --opset {opset} for this model. Leave it out, or try another")
+    if not all(value.type.tensor_type.shape.dim[0].dim_param for value in (*proto.graph.input, *proto.graph.output)):
+        raise ModelError(
+            f"the batch of {type(model).__name__} would be fixed at {len(example)} in the file: its forward pass turns "
+            "the batch into a plain number, by len(x) or int(...). x.shape[0], flatten(1) or -1 leave it free"
+        )
     strip(proto)
     onnx.helper.set_model_props(proto, {k: json.dumps(v, sort_keys=True) for k, v in sorted(metadata.items())})
     onnx.checker.check_model(proto)
@@ -113,8 +107,3 @@ def strip(proto: Any) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         value.doc_string = ""
         del value.metadata_props[:]
-
-
-def size_of(path: Path) -> int:
-    """Bytes of an ONNX file and of any weights stored beside it."""
-    return sum(p.stat().st_size for p in path.parent.iterdir() if p == path or p.name.startswith(f"{path.name}.data"))
