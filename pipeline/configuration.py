@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pipeline.errors import ConfigError
@@ -84,6 +85,42 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def command_line(
+    name: str,
+    kind: type[Config],
+    options: Mapping[str, Any],
+    *,
+    typed: Sequence[str] = (),
+    without: Collection[str] = (),
+) -> str:
+    """``softlabels NAME`` with those of ``options`` that are not the default of ``kind``; --out comes last.
+
+    ``typed``: options that are typed without their name, first; ``without``: options to leave out. Values are JSON's,
+    as ``as_dict`` gives them.
+    """
+    words = ["softlabels", *name.split()]
+    for key in typed:
+        words += [str(item) for item in options.get(key) or ()]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in sorted(fields, key=lambda key: (key == "out", list(fields).index(key))):
+        if options.get(key) is not None and key not in typed and key not in without:
+            words += _words(key, fields[key].default, options[key])
+    return shlex.join(words)
+
+
+def _words(key: str, default: Any, value: Any) -> Iterator[str]:
+    plain = _plain(value)
+    if plain == _plain(default):
+        return
+    name = key.replace("_", "-")
+    if isinstance(plain, bool):
+        yield f"--{'' if plain else 'no-'}{name}"
+        return
+    for item in plain if isinstance(plain, list) else [plain]:
+        yield f"--{name}"
+        yield f"{item:g}" if isinstance(item, float) else str(item)
 
 
 def _writable(url: str) -> bool:

@@ -64,6 +64,33 @@ def build_student(reference: str, arguments: tuple[str, ...], weights: Path, dat
     return load_model(reference, parsed, weights, dataset, whose=f"student {reference}").eval()
 
 
+def load_trained(
+    path: Path,
+    dataset: Dataset,
+    allow: Sequence[str] = (),
+    *,
+    reference: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The model of a .safetensors file of ours, pruned ones too, in eval mode, on the CPU, fit for ``dataset``.
+
+    The file says what builds it, unless ``reference`` and ``arguments`` do. A ``module:factory`` that only the file
+    names is imported when it is in ``allow``. Raises ConfigError or ModelError otherwise.
+    """
+    metadata = read_metadata(path)
+    named, given = metadata.get("reference"), metadata.get("args")
+    if reference is None:
+        if not isinstance(named, str) or not named:
+            raise ConfigError(f"{path} does not say what builds its model. Name that by --student")
+        if is_own_code(named) and named not in allow:
+            raise ConfigError(
+                f"{path} names its model {named!r}, which is code outside Softlabels. Names found in files are never "
+                f"imported: pass --allow {named} if you have that code and trust it"
+            )
+        reference, arguments = named, given if isinstance(given, dict) else {}
+    return load_model(reference, dict(arguments or {}), path, dataset, whose=f"student {reference}").eval()
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of trainable and frozen parameters; buffers such as running statistics are not counted."""
     return sum(p.numel() for p in model.parameters())

@@ -122,7 +122,7 @@ def version() -> str:
 
 
 def option_type(annotation: Any) -> tuple[Any, bool]:
-    """The click type of an annotation, and whether the option may be given several times.
+    """The click type of an annotation, and whether the option may be given several times. A pair takes two values.
 
     >>> option_type(int | None), option_type(tuple[float, ...])
     ((<class 'int'>, False), (<class 'float'>, True))
@@ -135,6 +135,8 @@ def option_type(annotation: Any) -> tuple[Any, bool]:
             return option_type(inner[0])
     if typing.get_origin(annotation) is tuple and typing.get_args(annotation)[1:] == (Ellipsis,):
         return option_type(typing.get_args(annotation)[0])[0], True
+    if typing.get_origin(annotation) is tuple:
+        return tuple(option_type(inner)[0] for inner in typing.get_args(annotation)), False
     if annotation is Path:
         return click.Path(path_type=Path), False
     if annotation in (int, float, bool, str):
@@ -196,13 +198,16 @@ def _load_params(ctx: click.Context, _: click.Parameter, texts: tuple[str, ...])
 
 
 def options_from(
-    config: type[Config], extra: Sequence[click.Option] = ()
+    config: type[Config], extra: Sequence[click.Option] = (), arguments: Mapping[str, str] = {}
 ) -> Callable[[Callable[[Any, bool], None]], Callable[..., None]]:
     """Decorate ``function(config, json)`` with the options of ``config``: it is called with a checked instance.
 
-    ``extra``: options that act by themselves, such as one that prints something and ends the command.
+    ``extra``: options that act by themselves, such as one that prints something and ends the command. ``arguments``:
+    fields that are typed without their name (field -> metavar), any number of them.
     """
-    options = [*options_of(config), params_option(), *extra]
+    named: list[click.Parameter] = [*options_of(config)]
+    typed = [click.Argument([name], nargs=-1, metavar=metavar) for name, metavar in arguments.items()]
+    options = [*typed, *(o for o in named if o.name not in arguments), params_option(), *extra]
     if _many_paths(config):
         options.append(each_option())
     options.append(click.Option(["--json"], is_flag=True, help="print the whole report as JSON on standard output"))
@@ -271,11 +276,12 @@ def stage_command(
     run: Callable[..., Report],
     text: str | None,
     extra: Sequence[click.Option] = (),
+    arguments: Mapping[str, str] = {},
 ) -> click.Command:
     """The command of one stage: options from ``config``, progress on standard error, the report on standard output."""
 
     @click.command(name, cls=Command, help=text, context_settings=SETTINGS)
-    @options_from(config, extra)
+    @options_from(config, extra, arguments)
     def command(settings: Any, as_json: bool) -> None:
         report = run(settings, TerminalProgress())
         print_report(report, as_json)

@@ -4,34 +4,48 @@ The teacher does not run: its opinion of the split comes from the cache, that of
 All seeds of a run are measured together, so the data is read once. Choices are made on validation, so its figures are
 written beside those of the split. With ``--correct-class`` all figures are of models whose logits of some classes were
 moved to fit validation (``correction``): those of validation then flatter a little. Calibration is measured before and
-after temperature scaling, fitted on validation alone (``calibrating``).
+after temperature scaling, fitted on validation alone (``calibrating``). Corrupted examples and inputs of no class are
+looked at where that is asked for (``beyond``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from pipeline.configuration import parse_arguments
+from pipeline.configuration import command_line, parse_arguments
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.devices import resolve_device, use_threads
 from pipeline.errors import ConfigError
+from pipeline.evaluation.beyond import measure_beyond
+from pipeline.evaluation.candidates import (
+    Candidate,
+    named_models,
+    of_run,
+    of_weights,
+    open_candidates,
+    trained_run,
+)
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.correction import Correction, fit_correction, known_shares
 from pipeline.evaluation.describing import describe, summarise
-from pipeline.evaluation.measuring import measure, rows_to_measure
+from pipeline.evaluation.measuring import measure
+from pipeline.evaluation.rendering import render
 from pipeline.evaluation.scoring import HELD_OUT, labelled_rows, plain_batches, score_rows, torch_predictor
+from pipeline.evaluation.sight import Sight, look
+from pipeline.evaluation.table import Row, flat
+from pipeline.evaluation.tabulating import tabulate
 from pipeline.evaluation.teachers import open_teachers
 from pipeline.evaluation.uncertainty import measured
 from pipeline.identity import digest
 from pipeline.models import Hydra, check_model
 from pipeline.outputs import json_bytes
 from pipeline.progress import Progress, Silent
-from pipeline.runs import Run, build_student, read_run
+from pipeline.runs import Run, read_run
 from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
 __all__ = [
@@ -56,15 +70,23 @@ class EvaluateReport:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """One line for people; of several models their table before it."""
+        on = f"{self.details['examples']:,} {self.details['split']} examples"
+        if "rows" in self.details:
+            rows = [Row(**row) for row in self.details["rows"]]
+            return "\n".join([*render(rows), f"{self.out}: {len(rows)} models on {on}; {self._timed()}"])
         spread = (
             f" (s = {self.metrics['accuracy_std']:.4f} over {self.metrics['seeds']} seeds)"
             if self.metrics["seeds"] > 1
             else ""
         )
         teacher = f", teacher {self.metrics['teacher_accuracy']:.4f}" if "teacher_accuracy" in self.metrics else ""
-        on = f"{self.details['examples']:,} {self.details['split']} examples"
         return f"{self.out}: accuracy {self.metrics['accuracy']:.4f}{spread}{teacher} on {on}"
+
+    def _timed(self) -> str:
+        environment = self.details["environment"]
+        threads = environment["runtime_threads"] or "all"
+        return f"timed on {environment['processor']}, {threads} thread(s)" if environment["timed"] else "not timed"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -77,20 +99,57 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
     refuse_strangers(config.out, ("metrics.json", "details.json"))
     use_threads(config.threads)
     device = resolve_device(config.device)
-    trained = read_run(config.run, config.allow) if config.run is not None else None
+    named = named_models(config.models)
+    trained = read_run(config.run, config.allow) if config.run is not None else trained_run(named, config.allow)
     dataset = open_dataset(config.data, config.data_args, trained)
-    teachers = open_teachers(config.cache, trained)
-    rows_of = rows_to_measure(config, trained, dataset, teachers)
-    models = _models(config, trained, dataset)
-    example = dataset.prepare(dataset.load(int(rows_of[config.split][0])))[None]
-    for model in models.values():
+    sight = look(config, trained, dataset, open_teachers(config.cache, trained))
+    if named:
+        report = _compare(config, dataset, sight, open_candidates(config, named, dataset, device), progress)
+    else:
+        one = of_run(trained, dataset, device) if trained is not None else of_weights(config, dataset, device)
+        report = _measure(config, dataset, sight, one, device, progress)
+    with Workspace(config.out, digest({"stage": "evaluate", **config.as_dict()})) as space:
+        space.clear()
+        write_atomic(space.path / "metrics.json", json_bytes(report.metrics))
+        write_atomic(space.path / "details.json", json_bytes(report.details, indent=None))
+        space.commit()
+    return report
+
+
+def _compare(
+    config: EvaluateConfig,
+    dataset: Dataset,
+    sight: Sight,
+    candidates: Sequence[Candidate],
+    progress: Progress,
+) -> EvaluateReport:
+    """Several models side by side."""
+    baseline = config.baseline or candidates[0].name
+    if baseline not in [candidate.name for candidate in candidates]:
+        raise ConfigError(f"--baseline should be one of {', '.join(c.name for c in candidates)}; found {baseline!r}")
+    rows = [Row(c.name, c.what, source=c.source, control=c.control, runtime=c.runtime) for c in candidates]
+    details = tabulate(config, dataset, sight, candidates, rows, baseline, progress)
+    return EvaluateReport(str(config.out), flat(rows, baseline), details | {"command": typed(config)})
+
+
+def _measure(
+    config: EvaluateConfig,
+    dataset: Dataset,
+    sight: Sight,
+    candidate: Candidate,
+    device: torch.device,
+    progress: Progress,
+) -> EvaluateReport:
+    """All seeds of one run, or one file of weights."""
+    rows, teachers = sight.rows_of[config.split], sight.teachers
+    example = dataset.prepare(dataset.load(int(rows[0])))[None]
+    for model in candidate.models.values():
         check_model(model, classes=len(dataset.classes), example_input=example)
     if config.correct_class:
-        _check_correction(config, models, dataset)
-    predictors = {seed: torch_predictor(model, device) for seed, model in models.items()}
-
+        _check_correction(config, candidate.models, dataset)
+    predictors = candidate.predictors
     correction: Correction | None = None
-    looked_at = sum(map(len, rows_of.values())) + (len(rows_of[HELD_OUT]) if config.correct_class else 0)
+    looked_at = sight.examples + (len(sight.rows_of[HELD_OUT]) if config.correct_class else 0)
     with progress.bar("evaluate", looked_at, "examples") as bar:
         if config.correct_class:
             correction = fit_correction(
@@ -98,21 +157,24 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
                 batch_size=config.batch_size, workers=config.workers, advance=bar.update,
             )  # fmt: skip
             predictors = correction.apply(predictors)
-        found = measure(config, predictors, dataset, rows_of, teachers, bar.update)
-    details = describe(config, dataset, trained, models, found, teachers)
+        keyed = {(candidate.name, seed): predict for seed, predict in predictors.items()}
+        found = measure(config, keyed, dataset, sight.rows_of, teachers, bar.update).of(candidate.name)
+        others = measure_beyond(
+            config, sight.beyond, predictors, dataset, rows, found.scores[config.split], advance=bar.update
+        )
+    details = describe(config, dataset, candidate, found, teachers) | others
     details |= {} if correction is None else {"correction": correction.as_dict()}
     uncertainty = measured(
-        models, teachers, dataset, config.split, rows_of[config.split],
+        candidate.models, teachers, dataset, config.split, rows,
         device=device, batch_size=config.batch_size, workers=config.workers,
     )  # fmt: skip
     details |= {} if uncertainty is None else {"uncertainty": uncertainty}
-    report = EvaluateReport(str(config.out), summarise(details), details)
-    with Workspace(config.out, digest({"stage": "evaluate", **config.as_dict()})) as space:
-        space.clear()
-        write_atomic(space.path / "metrics.json", json_bytes(report.metrics))
-        write_atomic(space.path / "details.json", json_bytes(report.details, indent=None))
-        space.commit()
-    return report
+    return EvaluateReport(str(config.out), summarise(details), details | {"command": typed(config)})
+
+
+def typed(config: EvaluateConfig) -> str:
+    """The command of an evaluation."""
+    return command_line("evaluate", EvaluateConfig, config.as_dict(), typed=("models",))
 
 
 def open_dataset(data: str | None, data_args: Sequence[str], trained: Run | None) -> Dataset:
@@ -132,9 +194,3 @@ def _check_correction(config: EvaluateConfig, models: Mapping[int, nn.Module], d
             "--correct-class is of models with one head: how far several disagree would be measured on answers that "
             "are not corrected. Leave it out"
         )
-
-
-def _models(config: EvaluateConfig, trained: Run | None, dataset: Dataset) -> dict[int, nn.Module]:
-    if trained is not None:
-        return {seed: trained.build(dataset, seed) for seed in trained.weights}
-    return {0: build_student(str(config.student), config.student_args, Path(str(config.weights)), dataset)}

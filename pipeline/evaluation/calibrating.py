@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pipeline import metrics
 from pipeline.datasets import Dataset
 from pipeline.errors import DataError
-from pipeline.evaluation.scoring import HELD_OUT, Predictor, score_rows
+from pipeline.evaluation.scoring import HELD_OUT, Key, Predictor, of_one, score_rows
 from pipeline.metrics import Scores
 
 ITSELF = f"{HELD_OUT} is what was measured, and a temperature is fitted on examples that are held out of that"
@@ -28,14 +28,18 @@ UNLABELLED = f"the dataset has no labelled {HELD_OUT} examples to fit a temperat
 
 @dataclass(frozen=True)
 class Scaling:
-    """``temperatures`` of models (seeds), and of the others why they have none: ``left_out``.
+    """``temperatures`` of models, by (name, seed), and of the others why they have none: ``left_out``.
 
     ``scores``: those of the split measured after scaling, of models that have a temperature.
     """
 
-    temperatures: Mapping[int, float]
-    left_out: Mapping[int, str]
-    scores: Mapping[int, Scores] = field(default_factory=dict)
+    temperatures: Mapping[Any, float]
+    left_out: Mapping[Any, str]
+    scores: Mapping[Any, Scores] = field(default_factory=dict)
+
+    def of(self, name: str) -> Scaling:
+        """That of one candidate, by seed, where the keys are (name, seed)."""
+        return Scaling(of_one(self.temperatures, name), of_one(self.left_out, name), of_one(self.scores, name))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values; the temperatures are among the figures of each seed."""
@@ -59,8 +63,8 @@ class Scaling:
 
 
 def score_and_fit(
-    predictors: Mapping[int, Predictor], dataset: Dataset, rows: npt.NDArray[np.int64], **options: Any
-) -> tuple[dict[int, Scores], Scaling]:
+    predictors: Mapping[Key, Predictor], dataset: Dataset, rows: npt.NDArray[np.int64], **options: Any
+) -> tuple[dict[Key, Scores], Scaling]:
     """Scores over labelled held-out ``rows`` (N,), and the temperature that fits each model best there.
 
     A model for which there is no best temperature (``metrics.fit_temperature`` says when) is left out, with the reason.
@@ -69,12 +73,12 @@ def score_and_fit(
     with ExitStack() as stack:
         files = {seed: stack.enter_context(tempfile.TemporaryFile()) for seed in predictors}
 
-        def keep(seed: int, logits_BC: npt.NDArray[Any], labels_B: npt.NDArray[Any]) -> None:
+        def keep(seed: Key, logits_BC: npt.NDArray[Any], labels_B: npt.NDArray[Any]) -> None:
             files[seed].write(np.ascontiguousarray(logits_BC, dtype=np.float32).data)
 
         scores = score_rows(predictors, dataset, rows, observe=keep, **options)
-        temperatures: dict[int, float] = {}
-        left_out: dict[int, str] = {}
+        temperatures: dict[Key, float] = {}
+        left_out: dict[Key, str] = {}
         shape = (len(rows), len(dataset.classes))
         for seed, file in files.items():
             file.flush()
@@ -87,16 +91,16 @@ def score_and_fit(
 
 
 def score_scaled(
-    predictors: Mapping[int, Predictor],
+    predictors: Mapping[Key, Predictor],
     dataset: Dataset,
     rows: npt.NDArray[np.int64],
     scaling: Scaling,
     **options: Any,
-) -> tuple[dict[int, Scores], Scaling]:
+) -> tuple[dict[Key, Scores], Scaling]:
     """Scores over ``rows`` (N,) as the models are, and ``scaling`` with those after it, from one forward pass."""
-    pieces: dict[int, list[Scores]] = {seed: [] for seed in scaling.temperatures}
+    pieces: dict[Key, list[Scores]] = {seed: [] for seed in scaling.temperatures}
 
-    def scale(seed: int, logits_BC: npt.NDArray[Any], labels_B: npt.NDArray[Any]) -> None:
+    def scale(seed: Key, logits_BC: npt.NDArray[Any], labels_B: npt.NDArray[Any]) -> None:
         if seed in pieces:
             scaled = np.asarray(logits_BC, dtype=np.float64) / scaling.temperatures[seed]
             pieces[seed].append(metrics.score(scaled, labels_B))

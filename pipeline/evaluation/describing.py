@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from pipeline import metrics
 from pipeline.datasets import Dataset
+from pipeline.evaluation.beyond import averaged as averaged_beyond
+from pipeline.evaluation.candidates import Candidate
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.measuring import TRAIN, Measured
 from pipeline.evaluation.scoring import labelled_rows
@@ -18,19 +19,17 @@ from pipeline.evaluation.teachers import Teachers
 from pipeline.evaluation.uncertainty import averaged
 from pipeline.identity import digest
 from pipeline.metrics import Scores
-from pipeline.runs import Run, parameter_count
 
 
 def describe(
     config: EvaluateConfig,
     dataset: Dataset,
-    trained: Run | None,
-    models: Mapping[int, nn.Module],
+    candidate: Candidate,
     found: Measured,
     teachers: Teachers | None,
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON values: per seed, per class, per bin, per example."""
-    classes = len(dataset.classes)
+    classes, trained = len(dataset.classes), candidate.run
     scores, own, scaling = found.scores[config.split], found.own, found.scaling
     top_k = config.top_k if config.top_k < classes else None
     rows = labelled_rows(dataset, config.split)
@@ -54,8 +53,8 @@ def describe(
         for seed, s in scores.items()
     }
     return {
-        "run": trained.name if trained else str(config.weights),
-        "student": trained.config["student"] if trained else config.student,
+        "run": candidate.name,
+        "student": candidate.what,
         "config": dict(trained.config) if trained else None,
         "split": config.split,
         "examples": len(rows),
@@ -63,7 +62,7 @@ def describe(
         "data_digest": dataset.digest(),
         "cache": teachers.digest if teachers else None,
         "class_names": list(dataset.classes),
-        "parameters": parameter_count(next(iter(models.values()))),
+        "parameters": candidate.parameters,
         "temperature": config.temperature,
         "omitted_class": omitted or None,
         "omitted_class_rows": _rows_of_class(dataset, rows, omitted),
@@ -126,6 +125,7 @@ def summarise(details: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": details["parameters"],
         "seeds": len(seeds),
         **averaged(details.get("uncertainty")),
+        **averaged_beyond(details),
         **_mean_biases(details.get("correction")),
     }
     return {key: value for key, value in flat.items() if value is not None}

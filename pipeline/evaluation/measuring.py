@@ -13,7 +13,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
 from pipeline.evaluation.calibrating import ITSELF, UNLABELLED, Scaling, score_and_fit, score_scaled
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.scoring import HELD_OUT, Predictor, labelled_rows, score_rows, teacher_scores
+from pipeline.evaluation.scoring import HELD_OUT, Key, Predictor, labelled_rows, of_one, score_rows, teacher_scores
 from pipeline.evaluation.teachers import Teachers
 from pipeline.metrics import Scores
 from pipeline.runs import Run
@@ -23,12 +23,20 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Measured:
-    """``scores`` by split and seed; ``own``: what the teacher said of the split measured, None where it said nothing;
-    ``scaling``: None where it was not asked for."""
+    """``scores`` by split and (name, seed), or by split and seed of one candidate.
 
-    scores: Mapping[str, Mapping[int, Scores]]
+    ``own``: what the teacher said of the split measured, None where it said nothing; ``scaling``: None where it was not
+    asked for.
+    """
+
+    scores: Mapping[str, Mapping[Any, Scores]]
     own: Scores | None = None
     scaling: Scaling | None = None
+
+    def of(self, name: str) -> Measured:
+        """What belongs to one candidate, by seed."""
+        scores = {split: of_one(found, name) for split, found in self.scores.items()}
+        return Measured(scores, self.own, self.scaling.of(name) if self.scaling else None)
 
 
 def rows_to_measure(
@@ -61,14 +69,14 @@ def rows_to_measure(
 
 def measure(
     config: EvaluateConfig,
-    predictors: Mapping[int, Predictor],
+    predictors: Mapping[Key, Predictor],
     dataset: Dataset,
     rows_of: Mapping[str, npt.NDArray[np.int64]],
     teachers: Teachers | None,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Measured:
     """Run the models over what ``rows_to_measure`` found, each split once."""
-    scores: dict[str, dict[int, Scores]] = {}
+    scores: dict[str, dict[Key, Scores]] = {}
     own: Scores | None = None
     scaling = Scaling({}, dict.fromkeys(predictors, ITSELF if config.split == HELD_OUT else UNLABELLED))
     for split, rows in rows_of.items():

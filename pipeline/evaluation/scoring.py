@@ -23,10 +23,16 @@ from pipeline.views import Views, input_loader
 HELD_OUT = "validation"
 """The split that temperatures and constants are fitted on, and choices made."""
 Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 Predictor = Callable[[Tensor], npt.NDArray[Any]]
 """(B, ...) float32 inputs to (B, C) float32 logits on the host."""
 TeacherLabels = Callable[[npt.NDArray[np.int64]], SoftLabels]
 """Dataset rows (B,) to the soft labels of their plain view."""
+
+
+def of_one(found: Mapping[tuple[str, int], Value], name: str) -> dict[int, Value]:
+    """What belongs to one candidate, by seed, of what is kept by (name, seed)."""
+    return {seed: value for (one, seed), value in found.items() if one == name}
 
 
 def torch_predictor(model: nn.Module, device: torch.device) -> Predictor:
