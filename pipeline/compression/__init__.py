@@ -1,31 +1,60 @@
 """Make the best student smaller and faster, and believe it only after running the file that came out.
 
-prune -> measure batch norms again -> fine-tune from the cached soft labels -> export to ONNX -> int8 -> run each file
-in ONNX Runtime. Controls stand beside the artefacts: the teacher as it is and merely quantised, the pruned shape
-trained from scratch on the same labels, and the student given the same extra epochs. A step whose package is missing,
-or that does not work on this model, leaves its reason in its row.
+A recipe of steps (``recipe``), declared in TOML or by options: prune, fine-tune from the cached soft labels, quantise,
+export, check. Each step leaves a row and its files, which are tried in the runtime that will run them, measured as
+``evaluate`` measures, and timed in turns. Controls stand beside the artefacts: the teacher merely quantised, each
+pruned shape trained from scratch on the same labels, fine-tuning on hard labels, the student with the same extra
+epochs. A step whose package is missing, or that does not work on this model, leaves its reason in its row. A run that
+was stopped goes on after its last finished step.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.artefacts.latency import processor_name
+from pipeline.compression.bounds import broken
+from pipeline.compression.carding import card_of
+from pipeline.compression.choosing import Chosen, choose
 from pipeline.compression.config import CompressConfig
-from pipeline.compression.making import Maker, choose
-from pipeline.compression.table import Row, flat, render
+from pipeline.compression.defaults import default_recipe, with_controls
+from pipeline.compression.lineage import versions
+from pipeline.compression.making import Maker
+from pipeline.compression.recipe import BASELINE, Recipe, read_recipe
+from pipeline.compression.search import command, points, recipe_to, search
+from pipeline.compression.steps import Check
+from pipeline.compression.workshop import JOURNAL, Workshop
+from pipeline.datasets import Dataset
 from pipeline.devices import use_threads
-from pipeline.errors import ConfigError
-from pipeline.evaluation import open_dataset
-from pipeline.identity import digest
+from pipeline.errors import ConfigError, ModelError
+from pipeline.evaluation import EvaluateConfig, open_dataset
+from pipeline.evaluation.rendering import render
+from pipeline.evaluation.sight import look
+from pipeline.evaluation.table import Row, flat
+from pipeline.evaluation.tabulating import tabulate
+from pipeline.identity import digest, digest_bytes
 from pipeline.outputs import json_bytes
 from pipeline.progress import Progress, Silent
 from pipeline.runs import read_run
 from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
-__all__ = ["CompressConfig", "CompressReport", "run"]
+__all__ = ["CompressConfig", "CompressReport", "default_recipe", "run"]
+
+OWN = (
+    "*.onnx",
+    "*.pt2",
+    "*.pte",
+    "*.safetensors",
+    "*.toml",
+    "recipes",
+    "controls",
+    "metrics.json",
+    "table.json",
+    "details.json",
+)
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -42,8 +71,11 @@ class CompressReport:
         rows = [Row(**row) for row in self.table["rows"]]
         made = sum(1 for row in rows if row.file)
         head = f"{self.out}: {made} file{'' if made == 1 else 's'} from {self.table['run']}, seed {self.table['seed']}"
-        timed = f"timed on {self.table['processor']}, {self.table['runtime_threads'] or 'all'} thread(s)"
-        return "\n".join([*render(rows), f"{head}; {timed}"])
+        on = self.table["environment"]
+        timed = f"timed on {on['processor']}, {on['runtime_threads'] or 'all'} thread(s)"
+        front = [point["name"] for point in self.table["front"] if point["on_front"]]
+        best = [f"front of accuracy, size and latency: {', '.join(front)}"] if front else []
+        return "\n".join([*render(rows), *best, f"{head}; {timed}"])
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -53,40 +85,88 @@ class CompressReport:
 def run(config: CompressConfig, progress: Progress | None = None) -> CompressReport:
     """Compress the best student of ``runs`` and write ``out``.
 
-    Raises ConfigError, DataError or a CacheError before any work; what fails later leaves its reason in a row.
+    Raises ConfigError, DataError or a CacheError before any work; what fails later leaves its reason in a row. Raises
+    ModelError, after all is written, when a bound of a ``check`` step is broken.
     """
-    progress = progress or Silent()
-    refuse_strangers(config.out, ("*.onnx", "metrics.json", "table.json"))
+    progress, started = progress or Silent(), time.monotonic()
+    refuse_strangers(config.out, (*OWN, CARD))
     use_threads(config.threads)
+    declared = default_recipe(config) if config.recipe is None else read_recipe(config.recipe)
     trained = [read_run(path, config.allow) for path in config.runs]
     sources = {(r.config.get("data"), tuple(r.config.get("data_args") or ())) for r in trained}
     if config.data is None and len(sources) > 1:
         raise ConfigError(f"--runs should share one dataset; found {', '.join(sorted(str(d) for d, _ in sources))}")
     dataset = open_dataset(config.data, config.data_args, trained[0])
-    chosen = choose(trained, dataset, batch_size=config.batch_size, workers=config.workers)
+    chosen = choose(trained, dataset, batch_size=config.batch_size, workers=config.workers, seed=config.student_seed)
     among = f", the best of {len(trained)} runs" if len(trained) > 1 else ""
     progress.log(f"{chosen.run.name}, seed {chosen.seed}: {chosen.accuracy:.2%} on validation{among}")
-    with Workspace(config.out, digest({"stage": "compress", **config.as_dict()})) as space:
-        space.clear()
-        maker = Maker(config, dataset, chosen, space.path, progress)
-        rows = maker.make()
-        table = {
-            "run": chosen.run.name,
-            "seed": chosen.seed,
-            "student": chosen.run.config["student"],
-            "chosen_from": {r.name: accuracy for r, accuracy in chosen.considered},
-            "test_examples": maker.test_examples,
-            "validation_examples": maker.validation_examples,
-            "calibration_examples": maker.calibration_examples,
-            "finetuning": dict(maker.tuning.description),
-            "processor": processor_name(),
-            "cores": os.cpu_count(),
-            "runtime_threads": config.runtime_threads,
-            "versions": maker.versions,
-            "rows": [asdict(row) for row in rows],
-        }
-        report = CompressReport(str(config.out), table, flat(rows, "baseline"))
+    with Workspace(config.out, _identity(config, declared, chosen, dataset)) as space:
+        shop = Workshop(config, dataset, chosen, space.path, progress)
+        declared = Recipe(()) if config.search else declared
+        recipe = with_controls(declared, config, soft=shop.soft.soft)
+        maker = Maker(shop, recipe)
+        maker.make()
+        if config.search:
+            search(maker, started)
+        table, details = _judged(maker)
+        report = CompressReport(str(config.out), table, flat(maker.rows, BASELINE))
         write_atomic(space.path / "metrics.json", json_bytes(report.metrics))
         write_atomic(space.path / "table.json", json_bytes(table))
+        write_atomic(space.path / "details.json", json_bytes(details, indent=None))
+        write_atomic(space.path / "recipe.toml", declared.toml().encode())
+        write_atomic(space.path / CARD, card_of(shop, maker.rows, table).encode())
+        shutil.rmtree(space.path / JOURNAL)
         space.commit()
+    problems = [text for step in declared.steps if isinstance(step, Check) for text in broken(step, maker.rows)]
+    if problems:
+        raise ModelError(f"{config.out} is written, and does not keep what its recipe checks: {'; '.join(problems)}")
     return report
+
+
+def _identity(config: CompressConfig, recipe: Recipe, chosen: Chosen, dataset: Dataset) -> str:
+    """Of everything that decides what is made."""
+    weights = digest_bytes(chosen.run.weights[chosen.seed].read_bytes())
+    teacher = config.teacher_weights and digest_bytes(config.teacher_weights.read_bytes())
+    content = {"config": config.as_dict(), "recipe": recipe.as_dict(), "student": weights, "teacher": teacher}
+    return digest({"stage": "compress", **content, "data": dataset.digest()})
+
+
+def _judged(maker: Maker) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table, and what is behind it: everything measured as ``evaluate`` does."""
+    shop, config, chosen = maker.shop, maker.shop.config, maker.shop.chosen
+    options = EvaluateConfig(
+        run=chosen.run.path,
+        allow=config.allow,
+        out=config.out,
+        data=config.data,
+        data_args=config.data_args,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        latency_batch=config.latency_batch,
+        latency_seconds=config.latency_seconds,
+        runtime_threads=config.runtime_threads,
+    )
+    sight = look(options, chosen.run, shop.dataset, shop.teachers)
+    candidates = list(maker.candidates.values())
+    measured = tabulate(options, shop.dataset, sight, candidates, maker.rows, BASELINE, shop.progress)
+    recipes = {name: recipe_to(name, maker.taken) for name in maker.candidates} if config.search else {}
+    front = points(maker.rows, recipes, shop)
+    for point in front:
+        write_atomic(shop.folder / point.recipe, recipes[point.name].toml().encode())
+    table = {
+        "run": chosen.run.name,
+        "seed": chosen.seed,
+        "student": chosen.run.config["student"],
+        "chosen_from": {r.name: accuracy for r, accuracy in chosen.considered},
+        "test_examples": measured["examples"],
+        "validation_examples": len(shop.validation),
+        "calibration_examples": len(shop.calibration),
+        "finetuning": dict(shop.soft.description),
+        "environment": measured["environment"],
+        "command": command(shop),
+        "versions": versions(),
+        "recipe": [step.as_dict() for step in maker.taken],
+        "rows": measured["rows"],
+        "front": [asdict(point) for point in front],
+    }
+    return table, {"models": measured["models"]}

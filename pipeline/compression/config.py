@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.compression.pruning import IMPORTANCES
+from pipeline.compression.steps import fraction
 from pipeline.configuration import REQUIRED, Config, option
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +23,37 @@ class CompressConfig(Config):
     cache: str | None = option(
         None, "cache to fine-tune from; that of the run, or its mixture, unless given; 'none' for hard labels"
     )
-    out: Path = option(REQUIRED, "directory for the ONNX files and the table")
-    prune: tuple[float, ...] = option((0.5,), "share of the channels to remove; 0 leaves pruning out")
-    norm: int = option(2, "channels are ranked by the L1 or L2 norm of their weights")
+    student_seed: int | None = option(None, "seed of the run to take; the best on validation unless given")
+    out: Path = option(REQUIRED, "directory for the files, their table and their card")
+    recipe: Path | None = option(
+        None,
+        "TOML file of steps to run, in place of those that --prune, --int8 and the like stand for (--show-recipe "
+        "prints these)",
+    )
+    search: bool = option(False, "try many recipes, and report the front of accuracy, size and latency")
+    budget: float = option(600.0, "seconds that --search may take; what is begun is finished")
+    prune: tuple[float, ...] = option((), "share of the channels to remove; 0 leaves pruning out; 0.5 unless given")
+    target_macs: float | None = option(None, "instead of --prune: what is left of the multiply-accumulates, 0 to 1")
+    max_drop: str | None = option(
+        None,
+        "instead of --prune: remove as much as costs no more than this validation accuracy, as '0.5pt' or 0.005; with "
+        "--search, what may be lost against the student",
+    )
+    importance: str = option("l2", "how channels are ranked for pruning", choices=IMPORTANCES)
     epochs: int = option(40, "epochs of fine-tuning after pruning; 0 leaves it out")
     lr: float | None = option(None, "highest learning rate of fine-tuning; that of the run unless given")
     temperature: float | None = option(None, "of the soft labels; that of the run unless given")
     alpha: float | None = option(None, "weight of the soft labels; that of the run unless given")
-    controls: bool = option(True, "also train the pruned shape from scratch, and the student for the same extra epochs")
+    controls: bool = option(
+        True,
+        "also train each pruned shape from scratch, fine-tune it on hard labels, and the student for the same extra "
+        "epochs",
+    )
     teacher: str | None = option(None, "also measure this teacher, as it is and quantised; needs --teacher-weights")
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     teacher_weights: Path | None = option(None, "the teacher's weights")
-    int8: bool = option(True, "quantise to int8, statically and dynamically")
+    int8: bool = option(True, "quantise to int8: statically, trained for it, and dynamically as a control")
+    qat: bool = option(True, "with --int8: also train each pruned model for int8 (quantisation-aware training)")
     calibration: int = option(256, "training examples that set the ranges of int8 activations")
     reduce_range: bool = option(False, "7-bit weights, for x86 without VNNI, where 8-bit sums can saturate")
     opset: int = option(18, "ONNX operator set")
@@ -49,8 +71,27 @@ class CompressConfig(Config):
             yield "--runs should name at least one training run"
         if any(not 0 <= ratio < 1 for ratio in self.prune):
             yield f"--prune should be at least 0 and below 1; found {', '.join(f'{r:g}' for r in self.prune)}"
-        if self.norm not in (1, 2):
-            yield f"--norm should be 1 or 2; found {self.norm}"
+        if self.target_macs is not None and not 0 < self.target_macs < 1:
+            yield f"--target-macs should be above 0 and below 1; found {self.target_macs:g}"
+        if self.max_drop is not None:
+            try:
+                fraction(self.max_drop, "--max-drop")
+            except ConfigError as error:
+                yield from error.problems
+        given = self.given("prune", "target_macs", "max_drop")
+        if len(given) > 1 and not self.search:
+            names = [f"--{name.replace('_', '-')}" for name in given]
+            yield f"{', '.join(names)} each say how much to prune: give one"
+        steps = ("prune", "target_macs", "importance", "int8", "qat")
+        if self.recipe is not None and (idle := self.given(*steps, *(() if self.search else ("max_drop",)))):
+            names = [f"--{name.replace('_', '-')}" for name in idle]
+            yield f"{', '.join(names)} would do nothing beside --recipe: say it in the recipe"
+        if self.search and (self.recipe is not None or self.target_macs is not None):
+            yield "--search makes recipes of its own: leave out --recipe and --target-macs"
+        if not self.search and self.given("budget"):
+            yield "--budget is of --search"
+        if not self.budget > 0:
+            yield f"--budget should be above 0; found {self.budget:g}"
         if (self.teacher is None) != (self.teacher_weights is None):
             yield "--teacher and --teacher-weights go together"
         if self.lr is not None and not self.lr > 0:

@@ -6,21 +6,27 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from pipeline.compression.config import CompressConfig
 from pipeline.errors import ConfigError
+from pipeline.models import logits_of
 from pipeline.progress import Progress
 from pipeline.runs import Run
 from pipeline.sampler import Order
 from pipeline.sources.panel import HEADS
 from pipeline.training import TrainConfig, fit, prepare
+from pipeline.training.objective import Output
 from pipeline.training.options import OF_HINTS, OF_PEERS, OF_SOFT_LABELS
+from pipeline.training.supply import Supply
 
 RECALIBRATION_BATCHES = 64
+LOSS_BATCHES = 16
+"""Whose gradients rank channels."""
 
 
 def training_config(config: CompressConfig, run: Run) -> TrainConfig:
@@ -74,6 +80,9 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
     return TrainConfig(**options)
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 class Tuning:
     """Fine-tuning and the controls that train: all on one task, so that only the model differs."""
 
@@ -83,9 +92,14 @@ class Tuning:
         self.task = prepare(self.recipe).task
 
     @property
+    def soft(self) -> bool:
+        """Whether there are soft labels to learn from."""
+        return self.task.source is not None
+
+    @property
     def labels(self) -> str:
         """What is learnt from, in words."""
-        if self.task.source is None:
+        if not self.soft:
             return "hard labels"
         return f"soft labels (weight {self.recipe.objective.alpha:g}, T = {self.recipe.temperature:g})"
 
@@ -94,7 +108,7 @@ class Tuning:
         """The options that decide the outcome, as JSON values."""
         objective = self.recipe.objective
         return {
-            "labels": "soft" if self.task.source is not None else "hard",
+            "labels": "soft" if self.soft else "hard",
             "alpha": objective.alpha,
             "beta": objective.beta,
             "temperature": objective.temperature,
@@ -114,17 +128,40 @@ class Tuning:
         stream = self.task.inputs.stream(order, 0, 0, self.task.train_views[0])
         return (inputs.cpu() for inputs in itertools.islice(stream, RECALIBRATION_BATCHES))
 
-    def finetune(self, model: nn.Module) -> nn.Module:
-        """A copy of ``model`` trained for the epochs of fine-tuning, in eval mode on the CPU."""
-        return self._fit(copy.deepcopy(model), self.config.epochs, self.lr, "fine-tuning")
+    def losses(self, model: nn.Module) -> Iterator[Tensor]:
+        """The mean loss of ``model`` on training batches, one by one, with its gradients to come; on the CPU."""
+        task, recipe = self.task, self.recipe
+        if task.device.type != "cpu":
+            task = prepare(dataclasses.replace(recipe, device="cpu")).task
+        order = Order(task.blocks, recipe.batch_size, seed=self.config.seed)
+        with closing(Supply(task, order).epoch(task.objective, 0, 0, task.train_views[0])) as supply:
+            for inputs, known in itertools.islice(supply, LOSS_BATCHES):
+                yield task.objective(Output(logits_of(model(inputs))), known).total.mean()
 
-    def from_scratch(self, model: nn.Module) -> nn.Module:
-        """``model`` trained as long as the student and its fine-tuning together, at the student's rate."""
-        return self._fit(model, self.recipe.epochs + self.config.epochs, self.recipe.lr, "pruned shape from scratch")
+    def train(
+        self,
+        model: Model,
+        what: str,
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+        state: Path | None = None,
+    ) -> Model:
+        """A copy of ``model`` trained for ``epochs`` (those of fine-tuning), in eval mode on the CPU.
 
-    def _fit(self, model: nn.Module, epochs: int, lr: float, what: str) -> nn.Module:
+        ``state``: where the training state is saved when it is stopped, and looked for when it is called again.
+        """
+        epochs, lr = self.config.epochs if epochs is None else epochs, self.lr if lr is None else lr
+        model = copy.deepcopy(model)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        recipe = dataclasses.replace(self.recipe, epochs=epochs, lr=lr)
-        fit(model, self.task, recipe, seed=self.config.seed, progress=self.progress, description=what)
+        if epochs:
+            recipe = dataclasses.replace(self.recipe, epochs=epochs, lr=lr)
+            fit(model, self.task, recipe, seed=self.config.seed, state=state, progress=self.progress, description=what)
+        if state is not None:
+            state.unlink(missing_ok=True)
         return model.cpu().eval()
+
+    def from_scratch(self, model: nn.Module, what: str, epochs: int, state: Path | None = None) -> nn.Module:
+        """``model`` trained as long as the student and ``epochs`` of fine-tuning together, at the student's rate."""
+        return self.train(model, what, epochs=self.recipe.epochs + epochs, lr=self.recipe.lr, state=state)

@@ -1,290 +1,177 @@
-"""The steps of compression in order, each leaving a row; and the choice of the student they start from."""
+"""A recipe run from its first step to its last: each leaves a row and its files, and is not done again when resumed."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.artefacts.checking import Floats, Predictor, check
-from pipeline.artefacts.latency import measure
-from pipeline.artefacts.onnx_file import export_onnx, size_of
-from pipeline.artefacts.onnx_runtime import open_model
-from pipeline.compression import pruning, quantisation
-from pipeline.compression.config import CompressConfig
-from pipeline.compression.finetuning import Tuning
-from pipeline.compression.table import Row, compare_scores, warn
-from pipeline.configuration import parse_arguments
-from pipeline.datasets import Dataset
-from pipeline.errors import DataError, MissingDependencyError, ModelError
-from pipeline.evaluation import labelled_rows, plain_batches, score_rows, torch_predictor
-from pipeline.metrics import spread
-from pipeline.models import load_model
-from pipeline.progress import Progress
-from pipeline.runs import Run, parameter_count
-
-TRIED = 64
-"""Inputs that each file is checked on, one by one and together."""
-BASELINE = "baseline"
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The run that is best on validation on average, and the seed of it that is best there."""
-
-    run: Run
-    seed: int
-    accuracy: float
-    considered: tuple[tuple[Run, float], ...]
-
-
-def choose(runs: Sequence[Run], dataset: Dataset, *, batch_size: int, workers: int = 0) -> Chosen:
-    """Choose by validation accuracy: the run by its mean over seeds, then the seed. The test split is not touched.
-
-    Ties go to the smaller model, then to the lower loss. Raises DataError without a validation split.
-    """
-    rows = labelled_rows(dataset, "validation")
-    models = {(r, seed): run.build(dataset, seed) for r, run in enumerate(runs) for seed in run.weights}
-    cpu = torch.device("cpu")
-    scores = score_rows(
-        {key: torch_predictor(model, cpu) for key, model in models.items()},
-        dataset, rows, batch_size=batch_size, workers=workers,
-    )  # fmt: skip
-
-    def rank(key: tuple[int, int]) -> tuple[float, int, float]:
-        return scores[key].accuracy, -parameter_count(models[key]), -scores[key].nll
-
-    def rank_run(r: int) -> tuple[float, int, float]:
-        ranks = [rank((r, seed)) for seed in runs[r].weights]
-        return spread([a for a, _, _ in ranks])[0], ranks[0][1], spread([loss for _, _, loss in ranks])[0]
-
-    best = max(range(len(runs)), key=rank_run)
-    seed = max(runs[best].weights, key=lambda s: rank((best, s)))
-    considered = tuple((run, rank_run(r)[0]) for r, run in enumerate(runs))
-    return Chosen(runs[best], seed, scores[best, seed].accuracy, considered)
+from pipeline.artefacts.checking import Floats, check
+from pipeline.artefacts.onnx_file import export_onnx
+from pipeline.artefacts.opening import Artefact
+from pipeline.compression import keeping
+from pipeline.compression.lineage import about
+from pipeline.compression.performing import perform
+from pipeline.compression.quantisation import unfused
+from pipeline.compression.recipe import BASELINE, TEACHER, Recipe
+from pipeline.compression.steps import Finetune, Prune, Scratch, Step
+from pipeline.compression.workshop import JOURNAL, Product, Workshop, model_of
+from pipeline.errors import MissingDependencyError, ModelError
+from pipeline.evaluation.candidates import Candidate, as_tensors
+from pipeline.evaluation.scoring import torch_predictor
+from pipeline.evaluation.table import Row
+from pipeline.models.macs import count_macs, count_nonzeros
+from pipeline.outputs import json_bytes
+from pipeline.runs import parameter_count
+from pipeline.workspace import write_atomic
 
 
 class Maker:
-    """Makes the rows. ``predictors`` holds what each row's figures will be computed with."""
+    """``rows`` and ``candidates`` are what has been made so far, in order."""
 
-    def __init__(
-        self, config: CompressConfig, dataset: Dataset, chosen: Chosen, folder: Path, progress: Progress
-    ) -> None:
-        self.config, self.dataset, self.chosen, self.folder, self.progress = config, dataset, chosen, folder, progress
-        self.tuning = Tuning(config, chosen.run, progress)
+    def __init__(self, shop: Workshop, recipe: Recipe) -> None:
+        self.shop, self.recipe = shop, recipe
         self.rows: list[Row] = []
-        self.predictors: dict[str, Predictor] = {}
-        self.classes = len(dataset.classes)
-        self.test = labelled_rows(dataset, "test")
-        self.validation = labelled_rows(dataset, "validation")
-        train = dataset.rows("train")
-        if not len(train):
-            raise DataError(f"{dataset.name} should have a train split: fine-tuning and calibration use it; found none")
-        order = np.random.default_rng(config.seed).permutation(train)
-        self.calibration = np.sort(order[: config.calibration])
-        self.example = next(plain_batches(dataset, self.calibration[[0, 0]], batch_size=2))[1]
-        self.tried = next(plain_batches(dataset, self.validation[:TRIED], batch_size=TRIED))[1].numpy()
-
-    @property
-    def test_examples(self) -> int:
-        return len(self.test)
-
-    @property
-    def validation_examples(self) -> int:
-        return len(self.validation)
-
-    @property
-    def calibration_examples(self) -> int:
-        return len(self.calibration)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the packages that shaped the files."""
-        found = {}
-        for package in ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning"):
-            try:
-                found[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        self.candidates: dict[str, Candidate] = {}
+        self.ratios: dict[str, float] = {}
+        self.taken: list[Step] = []
+        self._products: dict[str, Product] = {}
+        self._steps: dict[str, tuple[Step, ...]] = {BASELINE: (), TEACHER: ()}
+        (shop.folder / JOURNAL).mkdir(exist_ok=True)
 
     def make(self) -> list[Row]:
-        """Every row, made, tried, scored and timed."""
-        steps = self._steps()
-        with self.progress.bar("compress", len(steps) + 2, "steps") as bar:
-            for step in steps:
-                step()
+        """The models that compression starts from, then every step."""
+        starts = [BASELINE] if self.shop.config.teacher is None else [TEACHER, BASELINE]
+        steps = [step for step in self.recipe.steps if step.makes]
+        with self.shop.progress.bar("compress", len(starts) + len(steps), "steps") as bar:
+            for name in starts:
+                self.start(name)
                 bar.update(1)
-            self._score()
-            bar.update(1)
-            self._time()
-            bar.update(1)
-        warn(self.rows)
+            for step in steps:
+                self.take(step)
+                bar.update(1)
         return self.rows
 
-    def _steps(self) -> list[Callable[[], None]]:
-        config = self.config
-        student = self.chosen.run.build(self.dataset, self.chosen.seed)
-        steps: list[Callable[[], None]] = []
-        if config.teacher is not None:
-            steps.append(lambda: self._float("teacher", "the teacher as it is", self._teacher, control=True))
-            if config.int8:
-                steps.append(lambda: self._static("teacher", "just quantise the teacher", control=True))
-        steps.append(lambda: self._float(BASELINE, "the student, float32", lambda: student))
-        if config.int8:
-            steps.append(lambda: self._static(BASELINE, "the student, int8 weights and activations", name="int8"))
-            steps.append(self._dynamic)
-        ratios = [ratio for ratio in config.prune if ratio > 0]
-        for ratio in ratios:
-            steps.extend(
-                self._pruning_steps(student, ratio, "pruned" if len(ratios) == 1 else f"pruned-{round(100 * ratio)}")
-            )
-        if config.controls and config.epochs:
-            what = f"the student with the same {config.epochs} extra epochs, not pruned"
-            steps.append(
-                lambda: self._float(
-                    "finetuned", what, lambda: self.tuning.finetune(student), control=True, source=BASELINE, file=False
-                )
-            )
-        return steps
+    def start(self, name: str) -> None:
+        """The student or the teacher as they are."""
+        what = "the student, float32" if name == BASELINE else "the teacher as it is"
+        row = Row(name, what, control=name == TEACHER)
 
-    def _pruning_steps(self, student: nn.Module, ratio: float, name: str) -> list[Callable[[], None]]:
-        config = self.config
-        shapes: dict[str, nn.Module] = {}
+        def make() -> Product:
+            return Product(name, self.shop.original(name))
 
-        def pruned() -> nn.Module:
-            shapes[name] = pruning.prune(student, self.example, ratio=ratio, classes=self.classes, norm=config.norm)
-            recalibrated = shapes[name]
-            pruning.recalibrate(recalibrated, self.tuning.batches())
-            return self.tuning.finetune(recalibrated) if config.epochs else recalibrated
+        self._attempt(row, make, file=True)
 
-        def scratch() -> nn.Module:
-            if name not in shapes:
-                raise ModelError(f"needs {name}, which was skipped")
-            return self.tuning.from_scratch(pruning.reinitialise(shapes[name], config.seed))
+    def take(self, step: Step) -> None:
+        """One step of the recipe."""
+        self.taken.append(step)
+        self._steps[step.name] = (*self._steps.get(step.of, ()), step)
+        row = Row(step.name, self._words(step), source=step.of, control=step.control)
 
-        tuned = f", {config.epochs} epochs on {self.tuning.labels}" if config.epochs else ""
-        steps = [lambda: self._float(name, f"{ratio:.0%} of the channels removed{tuned}", pruned, source=BASELINE)]
-        if config.int8:
-            steps.append(lambda: self._static(name, f"{name}, int8 weights and activations"))
-        if config.controls:
-            what = f"the pruned shape from random weights, {self.tuning.labels}"
-            steps.append(lambda: self._float(f"{name}-scratch", what, scratch, control=True, source=name, file=False))
-        return steps
+        def make() -> Product:
+            if step.of not in self._products:
+                raise ModelError(f"needs {step.of}, which was skipped")
+            return perform(self._steps[step.name], self._products[step.of], self.shop, row, self.ratios)
 
-    def _teacher(self) -> nn.Module:
-        arguments = parse_arguments(self.config.teacher_args, "--teacher-args")
-        reference, weights = str(self.config.teacher), self.config.teacher_weights
-        return load_model(reference, arguments, weights, self.dataset, whose=f"teacher {reference}").eval()
+        # Controls that are trained are not deployed: their accuracy counts, and no file is made of them.
+        self._attempt(row, make, file=not (step.control and isinstance(step, (Prune, Finetune, Scratch))))
 
-    def _attempt(self, row: Row, make: Callable[[Row], None]) -> None:
-        """Run one step; an expected failure becomes the row's reason."""
+    def _words(self, step: Step) -> str:
+        options = {k: v for k, v in step.as_dict().items() if k not in ("name", "of", "control", "step")}
+        return " ".join([step.kind, *(f"{key}={value}" for key, value in options.items())])
+
+    def _attempt(self, row: Row, make: Callable[[], Product], *, file: bool) -> None:
+        """Make one row, or take it from the journal; an expected failure becomes its reason."""
+        journal = self.shop.folder / JOURNAL / f"{row.name}.json"
+        if (found := keeping.read(journal)) is not None:
+            row = Row(**found["row"])
+            self.rows.append(row)
+            self.ratios.update(found["ratios"])
+            if (product := keeping.load(self.shop, row.name, found["product"])) is not None:
+                self._products[row.name] = product
+                self._serve(row, product)
+            return
         started = time.perf_counter()
         self.rows.append(row)
         try:
-            make(row)
+            self._finish(row, make(), file=file)
         except (MissingDependencyError, ModelError) as error:
             row.skipped = str(error)
-            self.progress.log(f"{row.name} skipped: {error}")
+            self.shop.progress.log(f"{row.name} skipped: {error}")
         row.seconds = round(time.perf_counter() - started, 2)
+        kept = keeping.save(self.shop, self._products.get(row.name), row, self._steps[row.name])
+        write_atomic(journal, json_bytes({"row": asdict(row), "ratios": self.ratios, "product": kept}))
 
-    def _float(
-        self,
-        name: str,
-        what: str,
-        build: Callable[[], nn.Module],
-        *,
-        control: bool = False,
-        source: str | None = None,
-        file: bool = True,
-    ) -> None:
-        """A float model: exported and compared with its own torch logits; without ONNX its figures come from torch."""
+    def _finish(self, row: Row, product: Product, *, file: bool) -> None:
+        """Count, export, open and try what was made."""
+        source = None if row.source is None else self._products[row.source]
+        if source is not None:
+            product = replace(product, root=source.root)
+        if product.model is not None:
+            row.parameters, row.nonzeros = parameter_count(product.model), count_nonzeros(product.model)
+            row.macs = _macs(product.model, self.shop)
+            self._products[row.name] = replace(product, file=None)
+            self._serve(row, self._products[row.name])  # its figures come from torch where no file can be made of it
+            logits, exact = self.shop.logits(product.model), product.file is None or product.exact
+            if file and product.file is None:
+                path = self.shop.folder / f"{row.name}.onnx"
+                says = about(self.shop, product.root, self._steps[row.name]).as_dict()
+                shape, opset = self.shop.dataset.input_shape, self.shop.config.opset
+                export_onnx(product.model, shape, path, opset=opset, metadata=says)
+                product = replace(product, file=path)
+        else:
+            before = next(other for other in self.rows if other.name == row.source)
+            row.parameters, row.macs = before.parameters, before.macs
+            logits, exact = self.candidates[str(row.source)].timed(self.shop.chosen.seed)(self.shop.tried), False
+        self._products[row.name] = product
+        if product.file is not None:
+            self._try(row, product, logits, exact)
 
-        def make(row: Row) -> None:
-            model = build().cpu().eval()
-            row.parameters = parameter_count(model)
-            predict = torch_predictor(model, torch.device("cpu"))
-            self.predictors[name] = lambda inputs: predict(torch.from_numpy(inputs))
-            row.runtime = "torch"
-            if file:
-                path = self.folder / f"{name}.onnx"
-                export_onnx(model, self.dataset.input_shape, path, opset=self.config.opset, metadata=self._metadata())
-                self._take(row, path, self.predictors[name](self.tried), exact=True)
-
-        self._attempt(Row(name=name, what=what, control=control, source=source), make)
-
-    def _static(self, source: str, what: str, *, control: bool = False, name: str | None = None) -> None:
-        def make(row: Row) -> None:
-            path = self.folder / f"{row.name}.onnx"
-            batches = (x.numpy() for _, x in plain_batches(self.dataset, self.calibration, batch_size=32))
-            quantisation.quantise_static(self._source(source), path, batches, reduce_range=self.config.reduce_range)
-            self._take(row, path, self.predictors[source](self.tried))
-
-        self._attempt(Row(name=name or f"{source}-int8", what=what, control=control, source=source), make)
-
-    def _dynamic(self) -> None:
-        def make(row: Row) -> None:
-            path = self.folder / f"{row.name}.onnx"
-            quantisation.quantise_dynamic(self._source(BASELINE), path)
-            self._take(row, path, self.predictors[BASELINE](self.tried))
-
-        what = "the student, int8 weights, activation ranges found at every call"
-        self._attempt(Row(name="int8-dynamic", what=what, control=True, source=BASELINE), make)
-
-    def _source(self, name: str) -> Path:
-        path = self.folder / f"{name}.onnx"
-        if not path.is_file():
-            raise ModelError(f"needs {name}.onnx, which was skipped")
-        return path
-
-    def _take(self, row: Row, path: Path, source_logits: Floats, *, exact: bool = False) -> None:
-        """Open a finished file, try it against its source, and let it compute the row's figures."""
-        row.file, row.bytes = path.name, size_of(path)
-        predict = open_model(path, self.config.runtime_threads)
-        tried = check(predict, self.tried, source_logits)
+    def _try(self, row: Row, product: Product, source_logits: Floats, exact: bool) -> None:
+        """Open a finished file, hold it against its source, and let it compute the row's figures."""
+        path = product.file
+        assert path is not None
+        artefact = keeping.opened(self.shop, path)
+        row.file, row.bytes = path.name, artefact.bytes
+        tried = check(artefact.predict, self.shop.tried, source_logits)
         row.tried(tried)
         if exact and not tried.faithful:
-            path.unlink()
+            for belongs in artefact.files:
+                belongs.unlink()
             row.file = row.bytes = None
+            self._products[row.name] = replace(product, file=None)
             raise ModelError(
                 f"{path.name} should give the logits of its model; they differ by {tried.max_difference:.3g} at a "
                 f"largest logit of {tried.scale:.3g}. Try another --opset"
             )
-        self.predictors[row.name], row.runtime = predict, "onnxruntime"
+        if row.activations is not None:  # int8: whatever does not run in integers is slower than it could be
+            row.warnings.extend(unfused(path))
+        self._serve(row, product, artefact)
 
-    def _metadata(self) -> dict[str, Any]:
-        return {"class_names": list(self.dataset.classes), "preprocessing": self.dataset.preprocessing}
-
-    def _score(self) -> None:
-        """Score every row on test and on validation, reading the data once each."""
-        wrapped = {name: _on_tensors(predict) for name, predict in self.predictors.items()}
-        size = self.config.batch_size
-        test = score_rows(wrapped, self.dataset, self.test, batch_size=size, workers=self.config.workers)
-        validation = score_rows(wrapped, self.dataset, self.validation, batch_size=size, workers=self.config.workers)
-        for row in self.rows:
-            if row.name in test:
-                row.scored(test[row.name], validation[row.name])
-        compare_scores(self.rows, test, BASELINE)
-
-    def _time(self) -> None:
-        """Time every file, in turns."""
-        files = {row.name: self.predictors[row.name] for row in self.rows if row.runtime == "onnxruntime"}
-        if not files:
-            return
-        sizes = self.config.latency_batch
-        found = measure(files, self.tried, sizes, seconds=self.config.latency_seconds)
-        for row in self.rows:
-            if row.name in found:
-                row.timed(found[row.name])
+    def _serve(self, row: Row, product: Product, artefact: Artefact | None = None) -> None:
+        """Note what answers for a row: its file in its runtime, or the torch module."""
+        more: dict[str, Any] = {"source": row.source, "control": row.control}
+        seed = self.shop.chosen.seed
+        if product.file is not None:
+            artefact = artefact or keeping.opened(self.shop, product.file)
+            more |= {"artefacts": {seed: artefact}, "files": (product.file,)}
+            found = Candidate(row.name, row.what, {seed: as_tensors(artefact.predict)}, artefact.runtime, **more)
+        else:
+            model = model_of(product, "measuring")
+            predictors = {seed: torch_predictor(model, torch.device("cpu"))}
+            found = Candidate(
+                row.name, row.what, predictors, f"torch {torch.__version__}", models={seed: model}, **more
+            )
+        row.runtime = found.runtime
+        self.candidates[row.name] = found
 
 
-def _on_tensors(predict: Predictor) -> Callable[[Tensor], npt.NDArray[Any]]:
-    return lambda inputs: predict(np.ascontiguousarray(inputs.numpy()))
+def _macs(model: nn.Module, shop: Workshop) -> int | None:
+    try:
+        return count_macs(model, shop.example[:1])
+    except ModelError:  # a module that hides its arithmetic: no figure is better than a wrong one
+        return None

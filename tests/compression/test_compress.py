@@ -12,8 +12,8 @@ import pytest
 
 from pipeline import compression
 from pipeline.compression import CompressConfig
+from pipeline.compression.choosing import choose
 from pipeline.compression.finetuning import training_config
-from pipeline.compression.making import choose
 from pipeline.errors import ConfigError
 from pipeline.evaluation import open_dataset
 from pipeline.runs import read_run
@@ -35,8 +35,8 @@ def report(small: SmallPipeline, tmp_path_factory: pytest.TempPathFactory) -> co
 
 def test_every_row_is_there_and_none_was_skipped(report: compression.CompressReport) -> None:
     rows = {row["name"]: row for row in report.table["rows"]}
-    artefacts = {"baseline", "int8", "pruned", "pruned-int8"}
-    controls = {"teacher", "teacher-int8", "int8-dynamic", "pruned-scratch", "finetuned"}
+    artefacts = {"baseline", "int8", "pruned", "pruned-int8", "pruned-qat"}
+    controls = {"teacher", "teacher-int8", "int8-dynamic", "pruned-scratch", "pruned-hard", "finetuned"}
     assert set(rows) == artefacts | controls
     assert {name for name, row in rows.items() if row["control"]} == controls
     assert [row["skipped"] for row in rows.values()] == [None] * len(rows)
@@ -50,13 +50,14 @@ def test_files_and_figures_agree(report: compression.CompressReport) -> None:
     assert (table, flat) == (report.table, report.metrics)
     for row in table["rows"]:
         if row["file"]:
-            assert row["runtime"] == "onnxruntime"
+            assert row["runtime"].startswith("onnxruntime ")
             assert (out / row["file"]).stat().st_size == row["bytes"]
             assert set(row["latency"]) == {"1", "32"}
             assert row["check"]["repeat_identical"]
-    named = {row["file"] for row in table["rows"] if row["file"]} | {"table.json", "metrics.json"}
+    named = {row["file"] for row in table["rows"] if row["file"]} | {"table.json", "metrics.json", "details.json"}
+    named |= {"README.md", "recipe.toml", "pruned.safetensors", "controls"}
     assert {path.name for path in out.iterdir()} == named
-    assert table["processor"] and table["runtime_threads"] == 1
+    assert table["environment"]["processor"] and table["environment"]["runtime_threads"] == 1
     assert table["test_examples"] == COUNTS["test"]
 
 
@@ -125,7 +126,9 @@ def test_a_run_of_another_release_is_refused(small: SmallPipeline, tmp_path: Pat
         ({"runs": ()}, "--runs"),
         ({"prune": (1.0,)}, "--prune"),
         ({"teacher": "cnn-4"}, "--teacher-weights"),
-        ({"norm": 3}, "--norm"),
+        ({"importance": "size"}, "--importance"),
+        ({"prune": (0.5,), "target_macs": 0.5}, "give one"),
+        ({"recipe": Path("r.toml"), "prune": (0.5,)}, "would do nothing"),
         ({"lr": 0.0}, "--lr"),
         ({"calibration": 0}, "--calibration"),
         ({"latency_batch": ()}, "--latency-batch"),

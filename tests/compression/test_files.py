@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.artefacts.checking import Predictor, check
+from pipeline.artefacts.counting import size_of
 from pipeline.artefacts.latency import measure
-from pipeline.artefacts.onnx_file import export_onnx, size_of
+from pipeline.artefacts.onnx_file import export_onnx
 from pipeline.artefacts.onnx_runtime import open_model
 from pipeline.compression import quantisation
 from pipeline.errors import ModelError
@@ -105,7 +106,7 @@ def test_int8_is_unsigned_activations_and_signed_weights_per_channel(quantised: 
     weights = [i for i in proto.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) == 4]
     scales = [i for i in proto.graph.initializer if i.data_type == onnx.TensorProto.FLOAT and list(i.dims) == [4]]
     assert weights and scales, "a scale for each output channel"
-    assert {p.key for p in proto.metadata_props} == {"class_names", "preprocessing"}, "carried over"
+    assert {p.key for p in proto.metadata_props} == {"class_names", "preprocessing", "quantisation"}, "carried over"
 
 
 def test_int8_stays_close_and_stable(model: nn.Module, quantised: Path) -> None:
@@ -125,11 +126,14 @@ def test_int8_is_smaller_where_weights_dominate(tmp_path: Path) -> None:
     assert open_model(tmp_path / "dynamic.onnx")(images(2)).shape == (2, 3)
 
 
-def test_weights_beside_a_file_count(tmp_path: Path) -> None:
-    (tmp_path / "a.onnx").write_bytes(b"12")
-    (tmp_path / "a.onnx.data").write_bytes(b"345")
-    (tmp_path / "b.onnx").write_bytes(b"6789")
-    assert size_of(tmp_path / "a.onnx") == 5
+def test_a_batch_that_would_be_fixed_is_refused(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :3] + torch.zeros(1, 3).expand(len(x), -1)
+
+    with pytest.raises(ModelError, match=r"Counting would be fixed at 2.*len\(x\)"):
+        export_onnx(Counting(), SHAPE, tmp_path / "no.onnx", opset=18, metadata={})
+    assert not list(tmp_path.iterdir())
 
 
 class TestCheck:
