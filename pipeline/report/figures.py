@@ -7,13 +7,26 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline import metrics
 from pipeline.report.methods import AUGMENTED, KIND_TITLES, OMITTED, PLAIN, SETTINGS, SOFT
 from pipeline.report.reading import Cell, Findings
-from pipeline.report.style import COLOURS, FAINT, INK, MARKERS, MUTED, Drawing, clean, finish, new_figure, style
+from pipeline.report.style import (
+    COLOURS,
+    FAINT,
+    INK,
+    MARKERS,
+    MUTED,
+    ON_FILL,
+    Drawing,
+    clean,
+    finish,
+    new_figure,
+    style,
+)
 
 MOST_CLASSES = 25
 """A confusion matrix with more classes is drawn without numbers."""
@@ -173,12 +186,14 @@ def confusion(findings: Findings) -> Drawing:
 def _confusion_panel(axes: Axes, cell: Cell) -> None:
     counts = np.asarray(cell.details["confusion"], dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fill = np.empty((*shares.shape, 4))  # one blue, the stronger the larger the share: it suits a page in any theme
+    fill[..., :3], fill[..., 3] = to_rgb(COLOURS[SOFT]), shares
+    axes.imshow(fill)
     names = list(cell.details["class_names"])
     if len(names) <= MOST_CLASSES:
         for i, j in np.argwhere(counts > 0):
             axes.text(j, i, f"{counts[i, j]:.0f}", ha="center", va="center", fontsize=6.8 if len(names) <= 12 else 4.5,
-                      color="white" if shares[i, j] > 0.55 else INK)  # fmt: skip
+                      color=ON_FILL if shares[i, j] > 0.55 else INK)  # fmt: skip
         axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 90)
         axes.set_yticks(range(len(names)), names)
     left_out = cell.details.get("omitted_class")

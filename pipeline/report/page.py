@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 from pipeline import metrics
 from pipeline.errors import some
 from pipeline.identity import short
 from pipeline.progress import Progress
-from pipeline.report import charts, claims, cost, figures, losses, tutors, words
-from pipeline.report.methods import KIND_MEANINGS, KIND_TITLES, KINDS, OMITTED
-from pipeline.report.reading import Cell, Findings
+from pipeline.report import (
+    charts,
+    claims,
+    columns,
+    commands,
+    cost,
+    figures,
+    gains,
+    losses,
+    results,
+    search,
+    tutors,
+    words,
+)
+from pipeline.report import series as numbers
+from pipeline.report.artefacts import smallest
+from pipeline.report.methods import KIND_MEANINGS, KIND_TITLES, KINDS
+from pipeline.report.reading import Findings
+from pipeline.report.rendering import Picture, picture, render_page
 from pipeline.report.style import Drawing
+from pipeline.report.tables import Table
 
-PIXELS_PER_INCH = 97
-FIGURES = ("accuracy", "claims", "tutors", "losses", "curves", "pareto", "reliability", "confusion", "costs")
+FIGURES = ("accuracy", "claims", "tutors", "losses", "curves", "pareto", "front", "reliability", "confusion", "costs")
+SECTIONS = (
+    ("short", "In short"),
+    ("accuracy", "Accuracy by student and labels"),
+    ("claims", "Claims"),
+    ("tutors", "Tutors"),
+    ("losses", "Losses"),
+    ("results", "All results"),
+    ("curves", "Training curves"),
+    ("models", "Models side by side"),
+    ("compression", "Smaller and faster"),
+    ("calibration", "Calibration"),
+    ("confusions", "Confusions"),
+    ("costs", "What the cache cost and saved"),
+    ("provenance", "Provenance"),
+)
+"""Every section that a page may have, in its order: (name of its link, heading)."""
 
 
 def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
@@ -32,6 +60,7 @@ def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
         lambda: losses.figure(findings),
         lambda: figures.curves(findings),
         lambda: charts.pareto(findings.compressed),
+        lambda: search.front(findings.compressed),
         lambda: figures.reliability(findings),
         lambda: figures.confusion(findings),
         lambda: charts.costs(cost.bars(findings)),
@@ -46,50 +75,77 @@ def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
     return drawings
 
 
-def render(findings: Findings, drawings: Mapping[str, Drawing], title: str) -> str:
-    """The page. All text is escaped; figures are SVG in data addresses, where no script can run."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def render(findings: Findings, drawings: Mapping[str, Drawing], title: str, command: str = "") -> str:
+    """The page. All text is escaped; the one script is its own, and nothing is asked of any network."""
+    pictures: dict[str, Picture | None] = {
+        name: picture(drawings[name]) if name in drawings else None for name in FIGURES
+    }
+    families, gaps = losses.families(findings), tutors.gaps(findings)
+    contrasts, calibrated, confused = (
+        words.contrasts(findings),
+        figures.calibrated_cells(findings),
+        figures.confused_cells(findings),
     )
-    environment.filters["percent"] = words.percent
-    families = losses.families(findings)
-    pictures = {name: _picture(drawings[name]) if name in drawings else None for name in FIGURES}
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        findings=findings,
+    shown: dict[str, Any] = {
+        "summary": [*claims.summary(findings.claims), *words.summary(findings), *losses.summary(findings)],
+        "results": results.results(findings),
+        "contrasts": results.contrasts(contrasts),
+        "claims": results.claim_table(findings.claims),
+        "tutors": results.tutor_table(gaps),
+        "losses": results.loss_table(families),
+        "compression": columns.rows_table("Artefacts and controls", findings.compressed.get("rows", [])),
+        "models": columns.rows_table("Models side by side", findings.models.get("rows", [])),
+        "front": numbers.front_table(findings.compressed),
+        "costs": results.cost_table(findings),
+        "provenance": results.provenance_table(provenance(findings)),
+        "commands": results.command_table(findings),
+    }
+    present = {
+        "short": shown["summary"], "accuracy": shown["results"], "curves": pictures["curves"],
+        "calibration": pictures["reliability"], "confusions": pictures["confusion"],
+    }  # fmt: skip
+    return render_page(
+        "page.html.j2",
+        title,
+        **shown,
+        sections=[(name, heading) for name, heading in SECTIONS if present.get(name, shown.get(name))],
+        answers=gains.answers(findings),
         pictures=pictures,
+        numbers_of=figure_numbers(findings),
         sample=words.sample(findings),
+        split=findings.cells[0].details["split"],
         noise_note=words.noise_note(findings),
-        summary=[*claims.summary(findings.claims), *words.summary(findings), *losses.summary(findings)],
         tiles=tiles(findings),
         meanings=[(KIND_TITLES[k], KIND_MEANINGS[k]) for k in KINDS if any(c.method.kind == k for c in findings.cells)],
-        results=[result_row(cell) for cell in findings.cells],
         has_omitted=any(cell.omitted for cell in findings.cells),
-        contrasts=words.contrasts(findings),
-        families=[(family, [loss_row(line) for line in family.lines]) for family in families],
-        claims=claims.rows(findings.claims),
-        gaps=[(gap, tutors.rows(gap)) for gap in tutors.gaps(findings)],
         by_chance=losses.expected_by_chance(families),
-        compression=[compression_row(row) for row in findings.compressed.get("rows", [])],
-        latency_sizes=latency_sizes(findings.compressed),
         compressed=findings.compressed,
-        costs=cost.lines(findings),
-        provenance=provenance(findings),
-        calibrated=figures.calibrated_cells(findings),
-        scaled=any("calibrated_ece" in cell.metrics for cell in figures.calibrated_cells(findings)),
-        confused=figures.confused_cells(findings),
+        scaled=any("calibrated_ece" in cell.metrics for cell in calibrated),
+        confused=len(confused),
+        featured=findings.featured,
+        temperature=findings.cells[0].details["temperature"],
+        bins=len(findings.best.details["reliability"]["counts"]),
+        evaluated=commands.evaluate(findings.best),
+        trained=commands.train(findings.best),
+        compared=commands.compare(contrasts[0].first, contrasts[0].second) if contrasts else "",
+        claimed=commands.claim(findings.claims[0]) if findings.claims else "",
+        compress_line=commands.compress(findings.compressed),
+        dumped=commands.dump(findings),
+        modelled=findings.models,
+        models_line=str(findings.models.get("command") or ""),
+        report_line=command,
     )
 
 
-def _picture(drawing: Drawing) -> Markup:
-    data = base64.b64encode(drawing.svg).decode("ascii")
-    return Markup('<img src="data:image/svg+xml;base64,{}" alt="{}" style="max-width: {}px">').format(
-        data, drawing.alternative, round(drawing.inches * PIXELS_PER_INCH)
-    )
+def figure_numbers(findings: Findings) -> dict[str, Any]:
+    """By figure, the table of what it shows, where no other table of the page says it."""
+    confused: list[Table] = [t for cell in figures.confused_cells(findings) if (t := numbers.confusion_table(cell))]
+    return {
+        "accuracy": numbers.accuracy_table(findings),
+        "curves": numbers.curves_table(findings),
+        "reliability": numbers.reliability_table(figures.calibrated_cells(findings)),
+        "confusion": confused,
+    }
 
 
 def tiles(findings: Findings) -> list[tuple[str, str, str]]:
@@ -111,9 +167,8 @@ def tiles(findings: Findings) -> list[tuple[str, str, str]]:
             f"{best.method.full_title}{spread and f' ({spread.strip()})'}; {best.parameters:,} parameters{smaller}",
         )
     )
-    rows = {row["name"]: row for row in findings.compressed.get("rows", [])}
-    last = rows.get("pruned-int8") or rows.get("int8")
-    if last and last.get("bytes") and last.get("accuracy") is not None:
+    last = smallest(findings.compressed)
+    if last:
         found.append(
             (
                 "Smallest artefact",
@@ -126,78 +181,6 @@ def tiles(findings: Findings) -> list[tuple[str, str, str]]:
     if reads and entries:
         found.append(("Teacher answers", f"{entries:,}", f"asked for once; read {reads:,} times in training"))
     return found
-
-
-def result_row(cell: Cell) -> dict[str, Any]:
-    """One line of the table of results, as text."""
-    mean, _ = metrics.spread(list(cell.accuracy.values()))
-    reach = metrics.half_width(list(cell.accuracy.values()))
-    flat = cell.metrics
-    return {
-        "cell": cell,
-        "accuracy": f"{100 * mean:.1f}",
-        "reach": "" if math.isnan(reach) else f"± {100 * reach:.1f}",
-        "validation": words.NONE if math.isnan(cell.validation) else f"{100 * cell.validation:.1f}",
-        "omitted": f"{100 * metrics.spread(list(cell.omitted.values()))[0]:.1f}"
-        if cell.omitted and cell.method.setting == OMITTED
-        else "",
-        "nll": _number(flat.get("nll"), 3),
-        "ece": _number(flat.get("ece"), 1, 100),
-        "agreement": _number(flat.get("teacher_agreement"), 1, 100),
-        "kl": _number(flat.get("kl_to_teacher"), 3),
-        "parameters": f"{cell.parameters:,}",
-        "seeds": cell.seeds,
-    }
-
-
-def loss_row(line: losses.Line) -> dict[str, Any]:
-    """One line of the table of losses, as text."""
-    flat = line.cell.metrics
-    return {
-        "name": line.name,
-        "mean": f"{100 * line.cell.mean():.1f}",
-        "deviation": _number(line.deviation, 1),
-        "points": line.contrast.points if line.contrast else "",
-        "verdict": line.verdict,
-        "tone": line.contrast.verdict if line.contrast and line.verdict != "within noise" else "noise",
-        "nll": _number(flat.get("nll"), 3),
-        "ece": _number(flat.get("ece"), 1, 100),
-        "agreement": _number(flat.get("teacher_agreement"), 1, 100),
-    }
-
-
-def latency_sizes(compressed: Mapping[str, Any]) -> list[str]:
-    """Batch sizes that were timed, smallest first."""
-    return sorted({size for row in compressed.get("rows", []) for size in row.get("latency") or {}}, key=int)
-
-
-def compression_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the table of compression, as text."""
-    gap, check = row.get("against_baseline"), row.get("check")
-    return {
-        "name": row["name"],
-        "what": row["what"],
-        "control": row.get("control"),
-        "accuracy": _number(row.get("accuracy"), 1, 100),
-        "gap": "" if not gap else f"{words.signed(100 * gap['difference'])} ± {100 * gap['half_width']:.1f}",
-        "kilobytes": _number(row.get("bytes"), 1, 1e-3),
-        "latency": {size: f"{value['p50']:.3f}" for size, value in (row.get("latency") or {}).items()},
-        "tail": {size: f"{value['p95']:.3f}" for size, value in (row.get("latency") or {}).items()},
-        "agreement": _number(row.get("agreement"), 1, 100),
-        "difference": words.NONE if not check else f"{check['max_difference']:.2g}",
-        "notes": [
-            *([f"Skipped: {row['skipped']}"] if row.get("skipped") else []),
-            *(_sentence(w) for w in row.get("warnings", [])),
-        ],
-    }
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
-    return words.NONE if value is None or math.isnan(value) else f"{value * scale:,.{digits}f}"
 
 
 def provenance(findings: Findings) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ class Cell:
 
     ``accuracy`` and ``omitted`` map a seed to the accuracy on the split and on the omitted class; ``histories`` maps
     a seed to its epochs; ``record`` is the run's run.json and ``timing`` its report of how long it took: both may be
-    empty.
+    empty. ``folder`` and ``run`` are where the evaluation and the run lie, as they were named.
     """
 
     name: str
@@ -37,6 +37,8 @@ class Cell:
     histories: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
     timing: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    run: Path | None = None
 
     @cached_property
     def accuracy(self) -> dict[int, float]:
@@ -86,6 +88,7 @@ class Findings:
     manifest: Mapping[str, Any]
     compressed: Mapping[str, Any]
     claims: tuple[Mapping[str, Any], ...] = ()
+    models: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def students(self) -> tuple[str, ...]:
@@ -184,6 +187,8 @@ def read_cell(folder: Path, runs: Mapping[str, Path]) -> Cell:
         histories=read_histories(run) if run else {},
         record=record,
         timing=read_optional(run.with_name(f"{run.name}.report.json") if run else None),
+        folder=folder,
+        run=run,
     )
 
 
@@ -241,6 +246,7 @@ def read_findings(
     evaluations: Sequence[Path],
     compressed: Path | None,
     claims: Sequence[Path] = (),
+    models: Path | None = None,
 ) -> Findings:
     """Read everything. Raises ConfigError when a directory that was named is not what it should be.
 
@@ -249,6 +255,7 @@ def read_findings(
     record = read_json(teacher / "report.json", "what fit-teacher recorded") if teacher else {}
     manifest = read_json(cache / "manifest.json", "the manifest of a cache") if cache else {}
     table = read_json(compressed / "table.json", "what softlabels compress measured") if compressed else {}
+    table = {**(table.get("environment") or {}), **table}
     for run in runs:
         read_json(run / "run.json", "the record of a training run")
     named = {run.name: run for run in runs}
@@ -278,4 +285,14 @@ def read_findings(
         manifest=manifest,
         compressed=table,
         claims=tuple(read_comparison(path) for path in claims),
+        models=read_models(models) if models else {},
     )
+
+
+def read_models(folder: Path) -> dict[str, Any]:
+    """An evaluation of several models: its ``rows``, as those of compression. Raises ConfigError for another."""
+    found = read_json(folder / "details.json", "the details of an evaluation of several models")
+    rows = found.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+        raise ConfigError(f"--models {folder} should be an evaluation of several models; its details.json has no rows")
+    return found

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from pipeline.report.methods import FIXED, HARD, REPLAYED, SOFT
 
 INK, MUTED, FAINT, GRID = "#1f2933", "#5b6770", "#a9b4bd", "#e3e8ec"
+ON_FILL = "#fefefe"
+"""Text on a filled cell: the same in both themes, as the fill is."""
 # Okabe and Ito's palette; shape says the same as colour, for print and for every kind of sight.
 COLOURS = {HARD: "#c44e00", SOFT: "#0072b2", FIXED: "#b8860b", REPLAYED: "#00805c"}
 MARKERS = {HARD: "s", SOFT: "o", FIXED: "D", REPLAYED: "^"}

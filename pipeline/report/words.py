@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.metrics import Comparison
+from pipeline.report.artefacts import BASELINE, named, smallest
 from pipeline.report.methods import AUGMENTED, FEW, FIXED, HARD, KIND_NOUNS, OMITTED, PLAIN, REPLAYED, SOFT
 from pipeline.report.reading import Cell, Findings, compare
 
@@ -104,21 +105,21 @@ def _member(contrast: Contrast, omitted: bool) -> str:
 
 
 def _compression(compressed: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = {row["name"]: row for row in compressed.get("rows", [])}
-    base, last = rows.get("baseline"), rows.get("pruned-int8") or rows.get("int8")
-    if not base or not last or last.get("skipped") or not base.get("bytes") or not last.get("bytes"):
+    base, last = named(compressed, BASELINE), smallest(compressed)
+    if not base or not last or not base.get("bytes"):
         return []
     smaller = base["bytes"] / last["bytes"]
     text = f"{last['name']} takes {last['bytes'] / 1e3:,.1f} kB, {smaller:.1f} times less than the student in float32"
     if last.get("latency") and base.get("latency"):
         ratios = {
             size: base["latency"][size]["p50"] / last["latency"][size]["p50"]
-            for size in sorted(last["latency"], key=int)
+            for size in sorted(last["latency"].keys() & base["latency"].keys(), key=int)
         }
         text += "; it is " + " and ".join(f"{_times(ratio)} at batch {size}" for size, ratio in ratios.items())
     gap = last.get("against_baseline")
     if gap:
-        change = f"{signed(100 * gap['difference'])} ± {100 * gap['half_width']:.1f} points"
+        around = "" if gap["half_width"] is None else f" ± {100 * gap['half_width']:.1f}"
+        change = f"{signed(100 * gap['difference'])}{around} points"
         text += (
             f". Its accuracy is {gap['verdict']}"
             + (" of" if gap["verdict"] == "within noise" else " than")

@@ -231,7 +231,7 @@ def test_the_page_has_the_table_and_the_figure(world: World, tmp_path: Path) -> 
     text = page(world, tmp_path / "out")
     assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")
     section = text.split("<h2>Losses</h2>")[1].split("</section>")[0]
-    assert len(re.findall(r"<tr>\s*<td", section)) == 5
+    assert len(re.findall(r'<tr>\s*<th scope="row"', section)) == 5
     assert section.count('class="verdict lower">worse') == 3
     assert "4 comparisons at 95%" in section and "about 0.2 of them" in section
     assert str(EXAMPLES) in text

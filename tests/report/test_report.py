@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -20,6 +23,7 @@ from pipeline.report import ReportConfig
 from pipeline.report.charts import pareto_front
 from pipeline.report.methods import AUGMENTED, FEW, OMITTED, PLAIN, Method, method_of
 from pipeline.report.reading import compare, read_findings
+from pipeline.report.style import ON_FILL
 from pipeline.report.words import contrasts, summary
 from pipeline.teacher import FitTeacherConfig
 from tests.report.synthetic import BASE, METHODS, World, artefact, full_world
@@ -36,6 +40,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.sources: list[str] = []
+        self.handlers: list[str] = []
         self.tags: list[str] = []
         self.open: list[str] = []
         self.text: list[str] = []
@@ -43,15 +48,22 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        names = ("src", "href", "xlink:href", "srcset", "data", "action")
+        self.sources += [value or "" for name, value in attrs if name in names]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
         if tag not in self.VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
 
@@ -84,13 +96,44 @@ def full(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, P
     return draw(world, out, cache=world.add_cache(), compressed=world.add_compressed(rows)), out
 
 
-def test_one_file_that_loads_and_runs_nothing(full: tuple[str, Path]) -> None:
+def test_one_file_that_loads_nothing(full: tuple[str, Path]) -> None:
     page = Page(full[0])
     assert page.open == []
-    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
-    assert len(page.sources) == len(FIGURES)
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
-    assert "@import" not in full[0] and "url(" not in full[0]
+    assert not {"link", "iframe", "object", "embed", "form"} & set(page.tags) and not page.handlers
+    assert page.tags.count("svg") == len(FIGURES)
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in page.sources)
+    assert "@import" not in full[0] and "http" not in "".join(re.findall(r"url\(([^)]*)\)", full[0]))
+
+
+def test_the_one_script_is_the_one_that_the_page_allows(full: tuple[str, Path]) -> None:
+    [script] = re.findall(r"<script>(.*?)</script>", full[0], re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', full[0])
+    assert "default-src 'none'" in html.unescape(policy)
+    assert f"script-src 'sha256-{allowed}'" in html.unescape(policy) and "script-src 'unsafe" not in policy
+
+
+def test_figures_share_a_document_and_no_name(full: tuple[str, Path]) -> None:
+    names = re.findall(r'\sid="([^"]*)"', full[0])
+    assert len(names) == len(set(names))
+    used = set(re.findall(r'href="#([^"]*)"', full[0])) | set(re.findall(r"url\(#([^)]*)\)", full[0]))
+    assert used <= set(names)
+
+
+def test_figures_take_every_colour_from_the_theme(full: tuple[str, Path]) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", full[0], re.DOTALL))
+    drawn = re.sub(r"(base64,[^\"]*|href=\"#[^\"]*|id=\"[^\"]*|url\(#[^)]*)", "", drawn)
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) <= {ON_FILL}
+    names = set(re.findall(r"var\(--([a-z-]+)\)", drawn))
+    assert names and all(full[0].count(f"--{name}: #") == 2 for name in names), "one for light, one for dark"
+
+
+def test_every_figure_and_table_names_its_command(full: tuple[str, Path]) -> None:
+    sections = re.findall(r'<section id="([a-z]+)".*?</section>', full[0], re.DOTALL)
+    assert {"accuracy", "results", "curves", "compression", "calibration", "confusions"} <= set(sections)
+    for name in ("accuracy", "results", "curves", "compression", "calibration", "confusions"):
+        section = full[0].split(f'<section id="{name}"')[1].split("</section>")[0]
+        assert re.search(r'<p class="command">.*?<code><span>softlabels</span>', section, re.DOTALL), name
 
 
 def test_a_png_for_every_figure(full: tuple[str, Path]) -> None:
@@ -100,7 +143,7 @@ def test_a_png_for_every_figure(full: tuple[str, Path]) -> None:
 
 
 def test_figures_have_a_text_for_those_who_cannot_see_them(full: tuple[str, Path]) -> None:
-    texts = re.findall(r'<img [^>]*alt="([^"]*)"', full[0])
+    texts = re.findall(r'<svg [^>]*role="img" aria-label="([^"]*)"', full[0])
     assert len(texts) == len(FIGURES) and all(len(text) > 20 for text in texts)
 
 
@@ -134,7 +177,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     first, second = draw(world, tmp_path / "a"), draw(world, tmp_path / "b")
     assert first == second
-    for path in (tmp_path / "a").glob("*.png"):
+    for path in [*(tmp_path / "a").glob("*.png"), *(tmp_path / "a").glob("*.json")]:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 

@@ -1,0 +1,182 @@
+"""The columns of tables of models and artefacts, declared once: a new figure of a row is a new line here.
+
+A row is a JSON object as ``softlabels compress`` writes it (``compression.table.Row``); a column is shown when any row
+has it. The page, the comparison of two reports, the plots and TensorBoard all read this list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.report.tables import Entry, Head, Table, table
+from pipeline.report.words import NONE, signed
+
+Row = Mapping[str, Any]
+HIGHER, LOWER = "higher", "lower"
+
+
+@dataclass(frozen=True)
+class Column:
+    """``key``: where the number lies in a row, with dots between levels; ``*`` stands for each number there, in order.
+
+    The title may use what ``*`` stood for as ``{}``. A value is printed times ``scale`` with ``digits``; ``interval``
+    and ``aside`` are keys of what is said beside it: a pair of bounds, or another number. ``difference`` columns hold
+    ``difference`` and ``half_width``, and are printed with their sign; ``exact`` ones are counts, without chance.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    digits: int = 1
+    scale: float = 1.0
+    better: str = ""
+    interval: str = ""
+    aside: str = ""
+    difference: bool = False
+    exact: bool = False
+
+    @property
+    def head(self) -> str:
+        """The title with its unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    def value(self, row: Row) -> float | None:
+        """The number of a row; None where there is none."""
+        return _number(_at(row, f"{self.key}.difference" if self.difference else self.key))
+
+    def text(self, value: float) -> str:
+        """A value as it is printed."""
+        if self.difference:
+            return signed(self.scale * value)
+        text = f"{value * self.scale:,.{self.digits}f}"
+        if self.unit == "p" and value > 0 and not float(text):
+            return f"< {10**-self.digits:g}"
+        return text
+
+    def entry(self, row: Row, best: float | None = None) -> Entry:
+        """The cell of a row."""
+        value = self.value(row)
+        if value is None:
+            return Entry(NONE)
+        minor = ""
+        if self.difference and (reach := _number(_at(row, f"{self.key}.half_width"))) is not None:
+            minor = f"± {self.scale * reach:.1f}"
+        elif self.aside and (other := _number(_at(row, self.aside))) is not None:
+            minor = f"({self.text(other)})"
+        below = ""
+        bounds = _at(row, self.interval) if self.interval else None
+        if isinstance(bounds, Sequence) and len(bounds) == 2:
+            below = f"{self.text(float(bounds[0]))}{NONE}{self.text(float(bounds[1]))}"
+        return Entry(self.text(value), value, minor=minor, below=below, strong=best is not None and value == best)
+
+
+COLUMNS = (
+    Column("accuracy", "Accuracy", "%", 1, 100, HIGHER, interval="accuracy_interval"),
+    Column("accuracy_std", "s over seeds", "points", 1, 100),
+    Column("seeds", "Seeds", "", 0, exact=True),
+    Column("top_k_accuracy", "Top k", "%", 1, 100, HIGHER),
+    Column("top_*_accuracy", "Top {}", "%", 1, 100, HIGHER),
+    Column("validation_accuracy", "On validation", "%", 1, 100, HIGHER),
+    Column("corrupted_accuracy", "On corrupted images", "%", 1, 100, HIGHER),
+    Column("against_baseline", "Against baseline", "points", 1, 100, HIGHER, difference=True),
+    Column("against_teacher", "Against the teacher", "points", 1, 100, HIGHER, difference=True),
+    Column("against_source", "Against its source", "points", 1, 100, HIGHER, difference=True),
+    Column("mcnemar_teacher.p_value", "McNemar against the teacher", "p", 3),
+    Column("mcnemar_source.p_value", "McNemar against its source", "p", 3),
+    Column("agreement", "Agrees with source", "%", 1, 100, HIGHER),
+    Column("teacher_agreement", "Agrees with teacher", "%", 1, 100, HIGHER),
+    Column("agreement_where_teacher_wrong", "Agrees where the teacher is wrong", "%", 1, 100),
+    Column("kl_to_teacher", "KL to teacher", "nats", 3),
+    Column("bytes", "Size", "kB", 1, 1e-3, LOWER, exact=True),
+    Column("parameters", "Parameters", "", 0, 1, LOWER, exact=True),
+    Column("nonzeros", "Not zero", "", 0, 1, LOWER, exact=True),
+    Column("bits_per_parameter", "Bits per parameter", "", 1, 1, LOWER, exact=True),
+    Column("macs", "Multiply-adds", "millions", 2, 1e-6, LOWER, exact=True),
+    Column("latency.*.p50", "Batch {}, p50 (p95)", "ms", 3, 1, LOWER, aside="latency.*.p95"),
+    Column("memory", "Peak memory", "MB", 1, 1e-6, LOWER),
+    Column("load_seconds", "Load time", "ms", 1, 1e3, LOWER),
+    Column("joules", "Energy", "J", 3, 1, LOWER),
+    Column("nll", "NLL", "nats", 3, 1, LOWER),
+    Column("brier", "Brier score", "", 4, 1, LOWER),
+    Column("ece", "ECE", "points", 1, 100, LOWER),
+    Column("adaptive_ece", "ECE, equal mass", "points", 1, 100, LOWER),
+    Column("calibrated.nll", "NLL, scaled", "nats", 3, 1, LOWER),
+    Column("calibrated.ece", "ECE, scaled", "points", 1, 100, LOWER),
+    Column("mce", "Mean corruption error", "points", 1, 100, LOWER),
+    Column("outlier_auroc", "AUROC of outliers, by confidence", "", 3, 1, HIGHER),
+    Column("outlier_energy_auroc", "AUROC of outliers, by energy", "", 3, 1, HIGHER),
+    Column("outlier_confidence", "Confidence on outliers", "%", 1, 100, LOWER),
+    Column("check.max_difference", "Largest logit difference", "", 6, 1, LOWER),
+)
+"""What is known of rows, in the order of the page."""
+
+
+def columns_of(rows: Sequence[Row]) -> list[Column]:
+    """The columns that any of the rows has, ``*`` filled in."""
+    return [one for column in COLUMNS for one in _filled(column, rows) if any(one.value(r) is not None for r in rows)]
+
+
+def _filled(column: Column, rows: Sequence[Row]) -> Iterator[Column]:
+    if "*" not in column.key:
+        yield column
+        return
+    before, after = column.key.split("*")
+    folder, _, start = before.rpartition(".")
+    names = set()
+    for row in rows:
+        for name in _at(row, folder) or {} if folder else row:
+            rest = after.split(".")[0]
+            middle = name[len(start) : len(name) - len(rest)]
+            if name.startswith(start) and name.endswith(rest) and middle.isdecimal():
+                names.add(middle)
+    for name in sorted(names, key=int):
+        yield replace(
+            column,
+            key=column.key.replace("*", name),
+            aside=column.aside.replace("*", name),
+            title=column.title.format(name),
+        )
+
+
+def rows_table(caption: str, rows: Sequence[Row]) -> Table | None:
+    """The rows with every column that one of them has; the best of those that are no controls stand out."""
+    columns = columns_of(rows)
+    lines = []
+    best = {column.key: _best(column, rows) for column in columns}
+    for row in rows:
+        notes = [f"Skipped: {row['skipped']}."] if row.get("skipped") else []
+        notes += [f"{text[:1].upper()}{text[1:]}." for text in row.get("warnings") or ()]
+        name = Entry(
+            str(row["name"]),
+            minor=str(row.get("what") or ""),
+            tag="control" if row.get("control") else "",
+            notes=tuple(notes),
+            strong=True,
+        )
+        lines.append([name, *(column.entry(row, best[column.key]) for column in columns)])
+    heads = [Head("Artefact", left=True, wide=True), *(Head(column.head, better=column.better) for column in columns)]
+    return table(caption, heads, lines)
+
+
+def _best(column: Column, rows: Sequence[Row]) -> float | None:
+    """The best value of the rows that are no controls; None where nothing is better or all are alike."""
+    values = [v for row in rows if not row.get("control") and (v := column.value(row)) is not None]
+    if not column.better or len(set(values)) < 2:
+        return None
+    return max(values) if column.better == HIGHER else min(values)
+
+
+def _at(row: Row, key: str) -> Any:
+    found: Any = row
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    return float(value)
