@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 Seconds = list[float]
 
 
@@ -82,6 +84,17 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def synchronised(device: torch.device, action: Callable[[], object]) -> float:
+    """How long one call takes, with all that it leaves for a GPU to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
 def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int, *, warm: int = 1) -> dict[str, Seconds]:
     """What each contender returned in each round: seconds, by its own clock, for a fixed amount of work.
 
@@ -133,6 +146,7 @@ def machine() -> dict[str, str]:
         "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "memory": f"{_memory() / 2**30:.0f} GiB" if _memory() else "unknown",
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
@@ -187,8 +201,9 @@ def forget(paths: Iterable[Path]) -> None:
 
 
 def result_name(described: Mapping[str, str]) -> str:
-    """``2026-01-31-some-processor-2-cores.md``."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{described['processor']} {described['cores']} cores".lower()).strip("-")
+    """``2026-01-31-some-processor-2-cores.md``, with the GPU's name at the end where there is one."""
+    about = f"{described['processor']} {described['cores']} cores {described.get('gpu', '')}"
+    slug = re.sub(r"[^a-z0-9]+", "-", about.lower()).strip("-")
     return f"{described['date']}-{slug}.md"
 
 

@@ -29,7 +29,7 @@ SHARPNESS = 20.0
 BLOCK = 1024
 
 
-class _Names(Sequence[str]):
+class Names(Sequence[str]):
     """Ids that are made when they are asked for, so that memory measured is memory of the pipeline."""
 
     def __init__(self, rows: int) -> None:
@@ -57,7 +57,7 @@ class Points(Dataset):
         super().__init__(
             name=f"{rows} synthetic points",
             classes=[f"class {c}" for c in range(classes)],
-            ids=_Names(rows),
+            ids=Names(rows),
             labels=np.arange(rows) * 7919 % classes,
             splits=np.zeros(rows, dtype=np.int8),
             input_shape=(FEATURES,),

@@ -41,7 +41,7 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
     assert main(["--quick", "--out", str(tmp_path / "results"), "dumping"]) == 0
     (path,) = (tmp_path / "results").iterdir()
     text = path.read_text(encoding="utf-8")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d-[a-z0-9-]+-cores\.md", path.name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-[a-z0-9-]+-cores(-[a-z0-9-]+)?\.md", path.name)
     assert "## Dumping" in text and "python -m benchmarks --quick dumping" in text and "torch" in text
     assert str(path) in capsys.readouterr().out
 
