@@ -2,6 +2,7 @@
 # make methods  every way of distilling against plain KL (examples/methods), then where its report is
 # make chains   teachers, tutors and students in chains (examples/chains), then where its report is
 # make claims   what others published, tried again (examples/claims), then where its report is
+# make compression  a teacher's size and time cut to a fraction (examples/compression), then the table of five seeds
 # make test     ruff, mypy and the tests           make lint | types | format | bench | faults | clean | distclean
 #
 # Each target makes .venv by itself the first time. Without a GPU, the CPU build of torch is the smaller download:
@@ -20,7 +21,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro methods chains claims test lint types format bench faults clean distclean
+.PHONY: repro methods chains claims compression test lint types format bench faults clean distclean
 .DEFAULT_GOAL := test
 
 # torch first and alone, so that the index named above decides which build it is: 2.x.y+cpu sorts above 2.x.y.
@@ -50,6 +51,10 @@ claims: $(READY)
 	cd examples/claims && PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@echo "report: $(CURDIR)/examples/claims/report/index.html"
 
+compression: $(READY)
+	cd examples/compression && PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@echo "report: $(CURDIR)/examples/compression/report/index.html"
+
 test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS)
 
@@ -76,6 +81,7 @@ clean:
 	cd examples/methods && rm -rf caches models runs evaluations report
 	cd examples/chains && rm -rf caches models runs evaluations report
 	cd examples/claims && rm -rf caches claims data models runs evaluations report
+	cd examples/compression && rm -rf caches compressed evaluations models runs report
 	rm -rf caches models runs evaluations compressed report build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -42,7 +42,9 @@ class FitTeacherConfig(Recipe):
         "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
-    teacher: str = option("cnn-32", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
+    teacher: str = option(
+        "cnn-32", "model: a built-in (cnn-WIDTH, resnet-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH"
+    )
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     classes: tuple[str, ...] = option(
         (),

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encodings", "metrics"),
     ("store", "fidelity"),
     ("caches",),
-    ("datasets", "views", "models", "losses", "devices", "transforms", "mixing"),
+    ("datasets", "views", "models", "losses", "devices", "transforms", "mixing", "corruptions"),
     ("sources", "runs", "artefacts"),
     ("dump", "planning", "training", "evaluation", "compression", "report", "teacher", "verification"),
     ("stages",),

@@ -26,7 +26,9 @@ class DumpConfig(Config):
         "(synthetic examples made from BASE's)",
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
-    teacher: str = option("cnn-32", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
+    teacher: str = option(
+        "cnn-32", "model: a built-in (cnn-WIDTH, resnet-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH"
+    )
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     weights: Path | None = option(
         None, "the teacher's weights: safetensors, or a checkpoint that loads with weights_only"

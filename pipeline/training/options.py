@@ -69,7 +69,9 @@ class TrainOptions(Recipe):
     teacher: str | None = option(None, "instead of --cache: run this teacher beside the student")
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     weights: Path | None = option(None, "with --teacher: its weights, safetensors or a weights_only checkpoint")
-    student: str = option("mlp-16", "model: a built-in (cnn-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH")
+    student: str = option(
+        "mlp-16", "model: a built-in (cnn-WIDTH, resnet-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH"
+    )
     student_args: tuple[str, ...] = option((), "key=value arguments for the student's factory")
     out: Path = option(REQUIRED, "directory of the run")
     seeds: int = option(1, "how many students to train, from --seed upwards")
