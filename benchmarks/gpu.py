@@ -1,4 +1,4 @@
-"""On a GPU: dumping, training steps fed from a cache, encodings, and what torch.compile gives a student.
+"""On a GPU: dumping, training steps fed from a cache, encodings, and what float32 and torch.compile cost.
 
 ``--quick`` tries the plumbing on a CPU where there is no GPU. A section that fails, or is interrupted, leaves the rows
 that it has found: a rented machine is not to be had twice.
@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks import gpu_dumping, gpu_encodings, gpu_steps
+from benchmarks import gpu_dumping, gpu_encodings, gpu_float32, gpu_steps
 from benchmarks.measure import Row, Settings, Table
 
 SECTIONS: dict[str, Callable[[Settings, torch.device], Iterator[Row]]] = {
     "encodings": gpu_encodings.measure,
     "steps": gpu_steps.measure,
     "dumping": gpu_dumping.measure,
+    "float32": gpu_float32.measure,
     "compiled": gpu_steps.compiled,
 }
 
@@ -49,4 +50,5 @@ def run(settings: Settings) -> Table:
             found.append(Row(name, "the rest of it", f"failed with 1 {type(error).__name__}: {str(error)[:200]}"))
         print(f"(gpu {name}: {time.perf_counter() - began:.0f} s)", file=sys.stderr, flush=True)
     about = torch.cuda.get_device_name(device) if cuda else "no GPU: a try of the plumbing on the CPU"
-    return Table("GPU", found, (f"On {about}.", *gpu_dumping.NOTES, *gpu_steps.NOTES, *gpu_encodings.NOTES))
+    notes = (note for part in (gpu_dumping, gpu_steps, gpu_encodings, gpu_float32) for note in part.NOTES)
+    return Table("GPU", found, (f"On {about}.", *notes))

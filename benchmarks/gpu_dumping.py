@@ -42,15 +42,19 @@ class Plan:
     rounds: int
     workers: int = 0
     topk: bool = False
+    longer: int = 0
+    """A second dump has this many times the rows; 0 for none."""
 
 
 PLANS = (
-    Plan("ViT-B/16", "vit", "enlarge=16", "bfloat16", SMALL, 32 * BATCH, 3, topk=True),
+    Plan("ViT-B/16", "vit", "enlarge=16", "bfloat16", SMALL, 32 * BATCH, 3, topk=True, longer=4),
     Plan("ResNet-50", "resnet", "depth=50", "bfloat16", 224, 24 * BATCH, 3, workers=12),
     Plan("ViT-B/16", "vit", "enlarge=16", "float32", SMALL, 12 * BATCH, 2),
 )
 QUICK = (
-    Plan("a tiny ViT", "vit", "side=28,patch=14,width=16,depth=1,heads=2,enlarge=2", "bfloat16", SMALL, 96, 1, 0, True),
+    Plan(
+        "a tiny ViT", "vit", "side=28,patch=14,width=16,depth=1,heads=2,enlarge=2", "bfloat16", SMALL, 96, 1, 0, True, 2
+    ),
     Plan("a tiny ResNet", "resnet", "depth=10,width=8", "float32", 32, 96, 1, workers=1),
 )
 
@@ -59,8 +63,7 @@ NOTES = (
     f"parts of {PART:,} rows of 1,000 classes, float16: it builds and checks the teacher, digests data and weights, "
     "loads, encodes on the device, measures fidelity, writes, hashes, fsyncs and opens the cache again. Its start and "
     "end weigh on these few seconds alone. The bare forward pass copies batches that lie ready in page-locked memory "
-    "to the device, runs the teacher in the same precision, and throws its outputs away. float32 is what torch makes "
-    "of it: TF32 in convolutions, not in matrix products.",
+    "to the device, runs the teacher in the same precision, and throws its outputs away. float32 is float32: no TF32.",
     f"Where loading is cheap, pictures have {SMALL} pixels and the teacher enlarges them on the device. Loading alone "
     "is a pass over the same DataLoader, batches page-locked, with nobody to take them. The rest alone is a dump of as "
     "many cheap pictures by a teacher of one linear layer: loading them, ids, digests, seeds, encoding, writing.",
@@ -128,6 +131,10 @@ def one(plan: Plan, settings: Settings, device: torch.device) -> Iterator[Row]:
     }
     if plan.topk:
         contenders["topk"] = dumped(replace(config, encoding="topk", k=50), others)
+    if plan.longer:
+        rows = plan.longer * plan.rows
+        long = replace(config, data_args=(f"rows={rows},side={plan.side}",))
+        contenders["longer"] = dumped(long, others)
     times = in_turn(contenders, plan.rounds)
 
     def less(whole: str, part: str) -> list[float]:
@@ -149,6 +156,15 @@ def one(plan: Plan, settings: Settings, device: torch.device) -> Iterator[Row]:
         on,
         f"{ratio(running, times['bare'])}; {rate(plan.rows, running):,.0f} images/s",
     )
+    if plan.longer:
+        further = [time / (plan.longer - 1) for time in less("longer", "dump")]
+        yield at_most(
+            "what a longer dump takes for each further image / bare",
+            f"{on}; {plan.longer} times the rows",
+            ratio(further, times["bare"]),
+            1.05,
+            f"; {rate(plan.rows, further):,.0f} against {rates['bare']:,.0f} images/s",
+        )
     if plan.topk:
         yield Row("top-50 in the place of dense: dump / bare", on, str(ratio(times["topk"], times["bare"])))
     slower = [max(a, b) for a, b in zip(times["bare"], times["loading"], strict=True)]

@@ -178,6 +178,7 @@ def compiled(settings: Settings, device: torch.device) -> Iterator[Row]:
     for student in QUICK if settings.quick else STUDENTS:
         contenders: dict[str, Callable[[], float]] = {}
         first = 0.0
+        torch.compiler.reset()  # or the pictures' other size would be taken for one that changes from step to step
         for name in ("eager", "compiled"):
             step = Step(student, labels, device, compiled=name == "compiled")
             batch = step.inputs(labels)

@@ -31,10 +31,29 @@ def torchrun_rank() -> tuple[int, int]:
 def resolve_device(name: str) -> torch.device:
     """The device for ``name``: ``auto`` takes CUDA, then MPS, then the CPU; ``cuda:1`` names one of several.
 
-    Of several GPUs a rank of torchrun takes the one of its LOCAL_RANK.
+    Of several GPUs a rank of torchrun takes the one of its LOCAL_RANK. With a GPU, ``float32`` is made to mean float32
+    in this process (``exact_float32``).
 
     Raises ConfigError when the device asked for is not there.
     """
+    device = _named(name)
+    if device.type == "cuda":
+        exact_float32()
+    return device
+
+
+def exact_float32() -> None:
+    """Convolutions and recurrent layers of float32 tensors in float32, as matrix products are.
+
+    torch leaves cuDNN to round their factors to TF32, 10 bits of mantissa in place of 23: a cache would say "float32"
+    of logits with three digits. Who wants the tensor cores asks for ``bfloat16`` or ``float16``, which is kept with
+    the cache. A switch of the whole process; matrix products stay as the program that calls us has them.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # this name is in every torch that we take; the newer ones begin at 2.9
+
+
+def _named(name: str) -> torch.device:
+    """What ``resolve_device`` gives."""
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available()
     if cuda and name in ("auto", "cuda") and os.environ.get("LOCAL_RANK", "").isdecimal():
@@ -57,7 +76,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """A context in which a forward pass runs in ``precision``; float32 is the plain one."""
+    """A context in which a forward pass runs in ``precision``; float32 is the plain one (see ``exact_float32``)."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import compression, dump, evaluation, open_cache, training
+from pipeline import compression, dump, evaluation, open_cache, teacher, training
 from pipeline.compression import CompressConfig
+from pipeline.devices import resolve_device
 from pipeline.dump import DumpConfig, parts
 from pipeline.encodings import Dense, Encoding, TopK
 from pipeline.encodings.encode_torch import encode
 from pipeline.evaluation import EvaluateConfig
 from pipeline.losses import FEATURE_LOSSES, LOSSES
 from pipeline.models import build_model, save_weights
-from pipeline.training import TrainConfig, fit, prepare
+from pipeline.teacher import FitTeacherConfig
+from pipeline.training import TrainConfig, fit, prepare, sweep
+from pipeline.training.grid import SweepConfig
 from pipeline.training.stage import initial_student
 from pipeline.verification import VerifyConfig, verify_with_teacher
 from tests.training.stopping import stopped
@@ -82,7 +85,7 @@ def test_workers_beside_a_gpu_change_no_byte(tmp_path: Path, weights: Path, cach
 def test_a_dump_that_stopped_goes_on_to_the_same_bytes(
     tmp_path: Path, weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask, calls = parts.ask, []
+    ask, calls = parts.answers, []
 
     def failing(*given: Any) -> Any:
         calls.append(None)
@@ -91,7 +94,7 @@ def test_a_dump_that_stopped_goes_on_to_the_same_bytes(
         return ask(*given)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(parts, "ask", failing)
+        patch.setattr(parts, "answers", failing)
         cache_on(GPU, tmp_path / "two", weights, features=("hint=stage2",))
     assert not (tmp_path / "two").exists()
     same_files(cache, cache_on(GPU, tmp_path / "two", weights, features=("hint=stage2",)))
@@ -247,6 +250,47 @@ def test_evaluating_on_the_gpu_gives_the_figures_of_the_cpu(tmp_path: Path, cach
     for name, value in found["cpu"].items():
         if isinstance(value, (int, float)):
             assert found[GPU][name] == pytest.approx(value, rel=0.05, abs=0.01), name
+
+
+def test_several_models_are_evaluated_on_the_gpu(tmp_path: Path, cache: Path) -> None:
+    losses(tmp_path, GPU, cache=str(cache), student="cnn-4")
+    models = (f"trained={tmp_path / GPU}", f"again={tmp_path / GPU}")
+    evaluation.run(EvaluateConfig(models=models, out=tmp_path / "table", device=GPU, latency_seconds=0.001))
+    rows = json.loads((tmp_path / "table" / "details.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["trained", "again"]
+    assert rows[0]["accuracy"] == rows[1]["accuracy"]
+
+
+def test_a_teacher_learns_on_the_gpu_as_on_the_cpu(tmp_path: Path) -> None:
+    found = []
+    for device in ("cpu", GPU):
+        out = tmp_path / device
+        teacher.run(FitTeacherConfig(teacher="cnn-4", epochs=2, views=1, out=out, device=device))
+        found.append([epoch["loss"] for epoch in json.loads((out / "history.json").read_text())])
+    assert found[1] == pytest.approx(found[0], rel=2e-2)
+
+
+def test_a_sweep_on_the_gpu_is_stacked_and_follows_the_cpu(tmp_path: Path, cache: Path) -> None:
+    found = []
+    for device in ("cpu", GPU):
+        out = tmp_path / device
+        options = {"cache": str(cache), "student": "cnn-4", "epochs": 1, "device": device, "out": out}
+        report = sweep.run(SweepConfig(**options, grid=("alpha=0.5,0.9", "temperature=1,4")))  # type: ignore[arg-type]
+        assert all(fits["0"]["stacked"] for fits in report.environment["cohorts"].values())
+        histories = sorted(out.glob("*/seed-0/history.json"))
+        found.append([json.loads(path.read_text())[0]["loss"] for path in histories])
+    assert len(found[0]) == 4 and found[1] == pytest.approx(found[0], rel=2e-2)
+
+
+def test_float32_is_float32_in_convolutions() -> None:
+    """TF32 keeps 10 bits of each factor: an error of 1e-4 and more here, where float32 makes one of 1e-7."""
+    device = resolve_device(GPU)
+    torch.manual_seed(0)
+    convolution, x = torch.nn.Conv2d(64, 64, 3), torch.rand(8, 64, 16, 16)
+    with torch.no_grad():
+        exact = convolution.double()(x.double())
+        found = convolution.float().to(device)(x.to(device)).cpu().double()
+    assert float((found - exact).abs().max() / exact.abs().max()) < 1e-5
 
 
 def test_compressing_fine_tunes_on_the_gpu(tmp_path: Path, cache: Path) -> None:

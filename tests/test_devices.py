@@ -29,3 +29,13 @@ def test_cuda_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="cuda was asked for"):
         resolve_device("cuda")
     assert resolve_device("cpu").type == "cpu"
+
+
+def test_a_gpu_is_kept_from_rounding_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    resolve_device("cpu")
+    assert torch.backends.cudnn.allow_tf32
+    resolve_device("cuda")
+    assert not torch.backends.cudnn.allow_tf32

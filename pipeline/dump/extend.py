@@ -16,7 +16,7 @@ from pipeline.caches.plan import Plan
 from pipeline.configuration import REQUIRED, Config, option
 from pipeline.dump.config import DumpConfig
 from pipeline.dump.job import Job, prepare
-from pipeline.dump.parts import EntryRows, ask, entry_labels
+from pipeline.dump.parts import EntryRows, answers, ask, entry_labels
 from pipeline.encodings import TopK
 from pipeline.errors import CacheMismatchError, ConfigError, EncodingError
 from pipeline.fidelity import Fidelity
@@ -205,7 +205,7 @@ def _contents(cache: Cache, job: Job, part: Part, rows: Ints, entry_of: Ints) ->
         inputs = load_inputs(job.dataset, job.views, [(int(r), part.view) for r in rows[places]], job.config.workers)
         sample = slice(-first % stride, None, stride)
         try:
-            said = ask(job, inputs, sample)
+            said = answers(job, ask(job, inputs), sample)
         except EncodingError as error:
             row = int(rows[places[error.row or 0]])
             raise EncodingError(f"example {job.dataset.ids[row]}, view {part.view}: {error}", error.row) from None

@@ -55,16 +55,35 @@ class Answers:
     sampled: npt.NDArray[np.float32]
 
 
-def ask(job: Job, inputs: Tensor, sample: slice) -> Answers:
-    """The teacher's answers about a batch of inputs, encoded on its device; logits of the rows ``sample`` come too.
+@dataclass(frozen=True)
+class Asked:
+    """Logits (B, C) float32 and features (B, ...) float16 of a batch, where the teacher runs.
 
-    Raises EncodingError or ModelError, with ``row`` set, for what cannot be kept.
+    A GPU may still be at them: nothing has waited for it.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor]
+
+
+def ask(job: Job, inputs: Tensor) -> Asked:
+    """Put a batch of inputs to the teacher. Raises ModelError for an output that holds no logits."""
+    with (
+        torch.inference_mode(),
+        autocast(job.device, job.config.precision),
+        FeatureTap(job.teacher, job.features) as tap,
+    ):
+        logits = logits_of(job.teacher(inputs.to(job.device, non_blocking=True)))
+        return Asked(logits.float(), {name: value.to(torch.float16) for name, value in tap.values.items()})
+
+
+def answers(job: Job, asked: Asked, sample: slice) -> Answers:
+    """The answers to ``asked``, encoded on the teacher's device; logits of the rows ``sample`` come too.
+
+    Raises EncodingError, with ``row`` set, for what cannot be kept.
     """
     with torch.inference_mode():
-        with autocast(job.device, job.config.precision), FeatureTap(job.teacher, job.features) as tap:
-            logits = logits_of(job.teacher(inputs.to(job.device, non_blocking=True)))
-            halves = {name: value.to(torch.float16) for name, value in tap.values.items()}
-        logits = logits.float()
+        logits, halves = asked.logits, asked.features
         for name, value in halves.items():
             if not bool(torch.isfinite(value).all()):
                 row = int((~torch.isfinite(value.flatten(1)).all(dim=1)).nonzero()[0, 0])
@@ -86,22 +105,36 @@ def write_parts(job: Job, writer: CacheWriter, claims: Claims, bar: Bar) -> floa
     loader = input_loader(job.dataset, job.views, order, job.config.workers, pin_memory=job.device.type == "cuda")
     seconds, first = 0.0, 0
     building: _PartBuilder | None = None
+    waiting: tuple[_PartBuilder, int, Asked] | None = None
     writing: Future[None] | None = None
+
+    def take(builder: _PartBuilder, first: int, asked: Asked) -> None:
+        nonlocal seconds, writing
+        began = time.perf_counter()
+        builder.add(first, asked)
+        seconds += time.perf_counter() - began
+        bar.update(len(asked.logits))
+        full = first + len(asked.logits) == builder.part.entries
+        if writing is not None and (writing.done() or full):
+            writing.result()  # a disk that is full should stop the teacher now; two parts are held at the most
+        if full:
+            writing = pool.submit(builder.write, writer, claims)
+
     with ThreadPoolExecutor(1, thread_name_prefix="softlabels-writer") as pool:
-        for inputs in loader:
+        for inputs in loader:  # while a GPU is at the batch before
+            if waiting is not None:
+                take(*waiting)
             if building is None:
                 part = order.coming.popleft()
                 building, first = _PartBuilder(job, part, rows.of(part)), 0
             began = time.perf_counter()
-            building.add(first, inputs)
+            waiting = building, first, ask(job, inputs)
             seconds += time.perf_counter() - began
             first += len(inputs)
-            bar.update(len(inputs))
-            if writing is not None and (writing.done() or first == building.part.entries):
-                writing.result()  # a disk that is full should stop the teacher now; two parts are held at the most
             if first == building.part.entries:
-                writing = pool.submit(building.write, writer, claims)
                 building = None
+        if waiting is not None:
+            take(*waiting)
         if writing is not None:
             writing.result()
     return seconds
@@ -141,19 +174,19 @@ class _PartBuilder:
         self.stride = max(1, part.entries // SAMPLED_ENTRIES_PER_PART)
         self.sampled: list[npt.NDArray[np.float32]] = []
 
-    def add(self, first: int, inputs: Tensor) -> None:
-        """Ask the teacher about the entries from ``first`` on."""
+    def add(self, first: int, asked: Asked) -> None:
+        """Take what the teacher says about the entries from ``first`` on."""
         try:
-            answers = ask(self.job, inputs, slice(-first % self.stride, None, self.stride))
+            said = answers(self.job, asked, slice(-first % self.stride, None, self.stride))
         except EncodingError as error:
             raise self._named(error, first) from None
-        for store, batch in ((self.arrays, answers.arrays), (self.features, answers.features)):
+        for store, batch in ((self.arrays, said.arrays), (self.features, said.features)):
             for name, value in batch.items():
                 if name not in store:
                     store[name] = np.empty((self.part.positions, *value.shape[1:]), value.dtype)
                 store[name][first : first + len(value)] = value
-        self.predicted[first : first + len(inputs)] = answers.predicted
-        self.sampled.append(answers.sampled)
+        self.predicted[first : first + len(said.predicted)] = said.predicted
+        self.sampled.append(said.sampled)
 
     def write(self, writer: CacheWriter, claims: Claims) -> None:
         """Write the part with its index and what is known of its fidelity, and let go of the claim on it."""

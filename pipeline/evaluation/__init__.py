@@ -142,7 +142,7 @@ def _measure(
 ) -> EvaluateReport:
     """All seeds of one run, or one file of weights."""
     rows, teachers = sight.rows_of[config.split], sight.teachers
-    example = dataset.prepare(dataset.load(int(rows[0])))[None]
+    example = dataset.prepare(dataset.load(int(rows[0])))[None].to(device)
     for model in candidate.models.values():
         check_model(model, classes=len(dataset.classes), example_input=example)
     if config.correct_class:

@@ -181,7 +181,7 @@ def _open(config: EvaluateConfig, one: Named, dataset: Dataset, device: torch.de
     else:
         return _of_files(config, one, dataset, example)
     for model in found.models.values():
-        check_model(model, classes=len(dataset.classes), example_input=example)
+        check_model(model, classes=len(dataset.classes), example_input=example.to(device))
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.dump import Job
-from pipeline.dump.parts import ask
+from pipeline.dump.parts import answers, ask
 from pipeline.errors import EncodingError
 from pipeline.progress import Bar, Progress
 from pipeline.store import Group
@@ -104,12 +104,12 @@ def _ask(job: Job, batches: Sequence[tuple[Entry, ...]], bar: Bar | None = None)
         inputs = load_inputs(job.dataset, job.views, batch)
         loaded = time.perf_counter()
         try:
-            answers = ask(job, inputs, slice(0))
+            said = answers(job, ask(job, inputs), slice(0))
         except EncodingError as error:
             raise _named(job, error, batch) from None
         loading, asking = loading + loaded - began, asking + time.perf_counter() - loaded
-        logits.append(answers.arrays["logits"])
-        for name, value in answers.features.items():
+        logits.append(said.arrays["logits"])
+        for name, value in said.features.items():
             features[name].append(value)
         if bar is not None:
             bar.update(len(batch))
