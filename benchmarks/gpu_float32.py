@@ -18,9 +18,9 @@ TRIED = 16
 """Pictures whose logits are compared with those of float64."""
 
 NOTES = (
-    f"Forward passes are of {BATCH} pictures under inference_mode, steps forward and back with SGD. TF32 is float32 "
-    "with torch's default for convolutions. The error is the largest difference from logits in float64, of the largest of "
-    f"those, over {TRIED} pictures.",
+    f"Forward passes are of {BATCH} pictures under inference_mode, steps forward and back with SGD. TF32 is "
+    "torch's default for convolutions of float32. The error is the largest difference from logits in float64, of the "
+    f"largest of those, over {TRIED} pictures.",
 )
 
 
