@@ -65,9 +65,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = parts.ask
 
-    def counting(what: Any, inputs: torch.Tensor, sample: slice) -> Any:
+    def counting(what: Any, inputs: torch.Tensor) -> Any:
         calls.append(len(inputs))
-        return original(what, inputs, sample)
+        return original(what, inputs)
 
     monkeypatch.setattr(parts, "ask", counting)
     return calls
