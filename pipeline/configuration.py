@@ -16,13 +16,21 @@ from typing import Any, ClassVar
 from pipeline.errors import ConfigError
 
 
-def option(default: Any, help: str, *, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    paths: bool = False,
+) -> Any:
     """A dataclass field that is also a command-line option.
 
     ``default`` of ``dataclasses.MISSING`` makes the option required. A tuple-typed field is an option that may be
     given several times. ``choices`` are checked with the rest of the configuration, for callers from Python too.
+    ``paths``: its texts hold paths.
     """
-    metadata = {"help": help, "choices": tuple(choices) if choices else None, "metavar": metavar}
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, "metavar": metavar, "paths": paths}
     return dataclasses.field(default=default, metadata=metadata)
 
 

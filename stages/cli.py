@@ -16,7 +16,7 @@ COMMANDS = {
     "dump": ("stages.dump", "Run a teacher once over every view and keep what it said."),
     "train": ("stages.train", "Train a student from a cache, or on hard labels."),
     "sweep": ("stages.sweep", "Train students for every combination of some options, many at once."),
-    "evaluate": ("stages.evaluate", "Measure a student on a split, and against its teacher."),
+    "evaluate": ("stages.evaluate", "Measure students and artefacts on a split, and against their teacher."),
     "compare": ("stages.compare", "Hold one evaluation against another, and against what is claimed."),
     "compress": ("stages.compress", "Prune, quantise and export a student, and run each result."),
     "report": ("stages.report", "Draw one page from what the other stages measured."),

@@ -234,7 +234,9 @@ def settings_from(config: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def _many_paths(config: type[Config]) -> list[str]:
-    return [name for name, hint in typing.get_type_hints(config).items() if hint == tuple[Path, ...]]
+    hints = typing.get_type_hints(config)
+    fields = dataclasses.fields(config)
+    return [field.name for field in fields if hints[field.name] == tuple[Path, ...] or field.metadata.get("paths")]
 
 
 def params_option() -> click.Option:

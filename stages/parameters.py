@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError
 
@@ -53,15 +53,18 @@ def _parse(name: str, content: str, option: str) -> Any:
         raise ConfigError(f"{option}: {name} is neither YAML nor JSON: {error}") from None
 
 
-def fill(paths: Sequence[Path], values: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Every path, once for each combination of the values that its ``{names}`` stand for.
+Pathlike = TypeVar("Pathlike", Path, str)
+
+
+def fill(paths: Sequence[Pathlike], values: Mapping[str, Any]) -> tuple[Pathlike, ...]:
+    """Every path or text, once for each combination of the values that its ``{names}`` stand for.
 
     >>> [p.as_posix() for p in fill([Path("runs/{s}-{m}")], {"s": ["a", "b"], "m": {"x": 1, "y": 2}})]
     ['runs/a-x', 'runs/a-y', 'runs/b-x', 'runs/b-y']
 
     Raises ConfigError for a name that ``values`` lacks, or that is neither a list nor a section.
     """
-    filled: list[Path] = []
+    filled: list[Pathlike] = []
     for path in paths:
         names = list(dict.fromkeys(re.findall(r"{(\w+)}", str(path))))
         for name in names:
@@ -69,5 +72,5 @@ def fill(paths: Sequence[Path], values: Mapping[str, Any]) -> tuple[Path, ...]:
                 lists = [key for key, value in values.items() if isinstance(value, (list, Mapping))]
                 raise ConfigError(f"{path}: --each should hold a list {name!r}; it holds {', '.join(lists) or 'none'}")
         for combination in itertools.product(*(values[name] for name in names)):
-            filled.append(Path(str(path).format(**dict(zip(names, combination, strict=True)))))
+            filled.append(type(path)(str(path).format(**dict(zip(names, combination, strict=True)))))
     return tuple(filled)

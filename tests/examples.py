@@ -16,7 +16,7 @@ from stages.cli import main
 from tests.test_dvc import inputs, is_under, outputs, settings_of, stages_of
 
 ROOT = Path(__file__).resolve().parent.parent
-WRITTEN = ("caches", "claims", "data", "models", "runs", "evaluations", "report", "dvc.lock")
+WRITTEN = ("caches", "claims", "compressed", "data", "models", "runs", "evaluations", "report", "dvc.lock")
 """What the stages of an example write, beside what is in the repository."""
 
 

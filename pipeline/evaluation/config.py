@@ -20,6 +20,7 @@ class EvaluateConfig(Config):
         "what to measure side by side, in one table: directories of train (all seeds), fit-teacher or compress (all "
         "files), .safetensors, .onnx, .pt2; NAME=PATH names a row",
         metavar="[NAME=]PATH",
+        paths=True,
     )
     run: Path | None = option(None, "instead: directory of a training run; all of its seeds are measured")
     weights: Path | None = option(None, "instead of --run: one model's weights; needs --student and --data")
