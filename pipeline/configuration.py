@@ -128,7 +128,7 @@ def _words(key: str, default: Any, value: Any) -> Iterator[str]:
         return
     for item in plain if isinstance(plain, list) else [plain]:
         yield f"--{name}"
-        yield f"{item:g}" if isinstance(item, float) else str(item)
+        yield f"{item:g}" if isinstance(item, float) and float(f"{item:g}") == item else str(item)
 
 
 def _writable(url: str) -> bool:

@@ -10,7 +10,6 @@ was stopped goes on after its last finished step.
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,13 +18,15 @@ from pipeline.compression.bounds import broken
 from pipeline.compression.carding import card_of
 from pipeline.compression.choosing import Chosen, choose
 from pipeline.compression.config import CompressConfig
-from pipeline.compression.defaults import default_recipe, with_controls
+from pipeline.compression.defaults import default_recipe, unknown_names, with_controls
+from pipeline.compression.keeping import tidy
+from pipeline.compression.keeping import CONTROLS
 from pipeline.compression.lineage import versions
 from pipeline.compression.making import Maker
 from pipeline.compression.recipe import BASELINE, Recipe, read_recipe
 from pipeline.compression.search import command, points, recipe_to, search
 from pipeline.compression.steps import Check
-from pipeline.compression.workshop import JOURNAL, Workshop
+from pipeline.compression.workshop import Workshop
 from pipeline.datasets import Dataset
 from pipeline.devices import use_threads
 from pipeline.errors import ConfigError, ModelError
@@ -42,19 +43,11 @@ from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
 __all__ = ["CompressConfig", "CompressReport", "default_recipe", "run"]
 
+TABLE, CARD = "table.json", "README.md"
 OWN = (
-    "*.onnx",
-    "*.pt2",
-    "*.pte",
-    "*.safetensors",
-    "*.toml",
-    "recipes",
-    "controls",
-    "metrics.json",
-    "table.json",
-    "details.json",
-)
-CARD = "README.md"
+    "*.onnx", "*.pt2", "*.pte", "*.safetensors", "*.toml", "recipes", CONTROLS, "metrics.json", "details.json", TABLE, CARD
+)  # fmt: skip
+"""What a directory of compress holds."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,8 @@ def run(config: CompressConfig, progress: Progress | None = None) -> CompressRep
     ModelError, after all is written, when a bound of a ``check`` step is broken.
     """
     progress, started = progress or Silent(), time.monotonic()
-    refuse_strangers(config.out, (*OWN, CARD))
+    # Without a table these may be anyone's models and notes, and the folder is replaced as a whole.
+    refuse_strangers(config.out, OWN if (config.out / TABLE).is_file() else ())
     use_threads(config.threads)
     declared = default_recipe(config) if config.recipe is None else read_recipe(config.recipe)
     trained = [read_run(path, config.allow) for path in config.runs]
@@ -104,21 +98,25 @@ def run(config: CompressConfig, progress: Progress | None = None) -> CompressRep
         shop = Workshop(config, dataset, chosen, space.path, progress)
         declared = Recipe(()) if config.search else declared
         recipe = with_controls(declared, config, soft=shop.soft.soft)
+        if problems := [*unknown_names(recipe, config)]:
+            raise ConfigError(problems)
         maker = Maker(shop, recipe)
         maker.make()
         if config.search:
             search(maker, started)
+            declared = Recipe(tuple(step for step in maker.taken if not step.control))
         table, details = _judged(maker)
         report = CompressReport(str(config.out), table, flat(maker.rows, BASELINE))
         write_atomic(space.path / "metrics.json", json_bytes(report.metrics))
-        write_atomic(space.path / "table.json", json_bytes(table))
+        write_atomic(space.path / TABLE, json_bytes(table))
         write_atomic(space.path / "details.json", json_bytes(details, indent=None))
         write_atomic(space.path / "recipe.toml", declared.toml().encode())
         write_atomic(space.path / CARD, card_of(shop, maker.rows, table).encode())
-        shutil.rmtree(space.path / JOURNAL)
+        tidy(shop, maker.rows)
         space.commit()
     problems = [text for step in declared.steps if isinstance(step, Check) for text in broken(step, maker.rows)]
     if problems:
+        progress.log(report.summary)
         raise ModelError(f"{config.out} is written, and does not keep what its recipe checks: {'; '.join(problems)}")
     return report
 

@@ -86,8 +86,12 @@ class CompressConfig(Config):
         if self.recipe is not None and (idle := self.given(*steps, *(() if self.search else ("max_drop",)))):
             names = [f"--{name.replace('_', '-')}" for name in idle]
             yield f"{', '.join(names)} would do nothing beside --recipe: say it in the recipe"
-        if self.search and (self.recipe is not None or self.target_macs is not None):
-            yield "--search makes recipes of its own: leave out --recipe and --target-macs"
+        names = [f"--{name.replace('_', '-')}" for name in self.given("recipe", "prune", "target_macs")]
+        if self.search and names:
+            yield f"--search makes recipes of its own: leave out {' and '.join(names)}"
+        kept = [f"{round(100 * ratio)}%" for ratio in self.prune if ratio]
+        if len(set(kept)) < len(kept):
+            yield f"--prune should differ by whole percents, which name the files; found {', '.join(kept)}"
         if not self.search and self.given("budget"):
             yield "--budget is of --search"
         if not self.budget > 0:

@@ -15,6 +15,7 @@ from pipeline.compression.steps import (
     QAT,
     SOFT,
     STATIC,
+    Check,
     Finetune,
     Prune,
     Quantise,
@@ -73,10 +74,21 @@ def with_controls(recipe: Recipe, config: CompressConfig, *, soft: bool) -> Reci
         steps.append(Finetune(name="finetuned", of=BASELINE, control=True))
     names: dict[str, Step] = {}
     for step in steps:  # what the recipe itself declares goes first
-        if step.name not in names or names[step.name].control:
+        if step.makes and (step.name not in names or names[step.name].control):
             names[step.name] = step
-    kept = [step for step in steps if names[step.name] is step]
+    kept = [step for step in steps if not step.makes or names[step.name] is step]
     return Recipe(tuple(kept))
+
+
+def unknown_names(recipe: Recipe, config: CompressConfig) -> Iterator[str]:
+    """What a recipe with its controls names and the run will not have: bounds against nothing, a teacher."""
+    known = {BASELINE} | {step.name for step in recipe.steps if step.makes}
+    known |= {TEACHER} if config.teacher is not None else set()
+    for step in recipe.steps:
+        if step.of == TEACHER and config.teacher is None:
+            yield f"a step of {TEACHER} needs --teacher and --teacher-weights"
+        elif isinstance(step, Check) and step.against not in known:
+            yield f"`against` of a check should be one of {', '.join(sorted(known))}; found {step.against!r}"
 
 
 def _controls_of(step: Step, config: CompressConfig, soft: bool) -> Iterator[Step]:
@@ -84,7 +96,8 @@ def _controls_of(step: Step, config: CompressConfig, soft: bool) -> Iterator[Ste
         yield Scratch(name=f"{step.name}-scratch", of=step.name, control=True)
     if soft and isinstance(step, (Prune, Finetune)) and step.labels == SOFT and _epochs(step, config):
         again = dataclasses.replace(step, name=f"{step.name}-hard", labels=HARD, control=True)
-        if isinstance(again, Prune) and again.ratio is None and again.what in (CHANNELS, HEADS):
+        shares_ratio = isinstance(again, Prune) and again.what in (CHANNELS, HEADS) and not again.sensitivity
+        if isinstance(again, Prune) and shares_ratio and again.ratio is None and not again.like:
             again = dataclasses.replace(again, like=step.name, target_macs=None, target_parameters=None, max_drop=None)
         yield again
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from pipeline.artefacts.opening import Artefact, open_artefact
 from pipeline.compression.lineage import about, building
 from pipeline.compression.recipe import BASELINE, TEACHER
-from pipeline.compression.steps import Step
-from pipeline.compression.workshop import Product, Workshop
+from pipeline.compression.steps import Export, Step
+from pipeline.compression.workshop import JOURNAL, Product, Workshop
 from pipeline.evaluation.table import Row
 from pipeline.identity import digest_bytes
 from pipeline.models import save_weights
@@ -20,6 +21,8 @@ from pipeline.models.weights import read_state
 
 CONTROLS = "controls"
 """The folder of models that are there to compare with."""
+KINDS = (".onnx", ".pt2", ".pte")
+"""Files that compute."""
 
 
 def read(journal: Path) -> dict[str, Any] | None:
@@ -34,7 +37,8 @@ def read(journal: Path) -> dict[str, Any] | None:
 def save(shop: Workshop, product: Product | None, row: Row, steps: Sequence[Step]) -> dict[str, Any] | None:
     """Keep a product, and return what ``load`` needs to have it again. JSON values.
 
-    A float model stays beside the artefacts as safetensors, that of a control in a folder of its own.
+    A float model stays beside the artefacts as safetensors, that of a control in a folder of its own. That of an export,
+    whose source has it already, goes with the journal.
     """
     if product is None:
         return None
@@ -43,10 +47,12 @@ def save(shop: Workshop, product: Product | None, row: Row, steps: Sequence[Step
     if product.model is None or original is None or product.name in (BASELINE, TEACHER):
         return kept
     structure = structure_of(original, product.model)
-    place = f"{CONTROLS}/{product.name}.safetensors" if row.control else f"{product.name}.safetensors"
+    known = isinstance(steps[-1], Export)
+    folder = f"{JOURNAL}/" if known else f"{CONTROLS}/" if row.control else ""
+    place = f"{folder}{product.name}.safetensors"
     says = about(shop, product.root, steps).as_dict() | building(shop, product.root) | {"structure": structure}
     save_weights(shop.folder / place, product.model, says)
-    row.weights = place
+    row.weights = None if known else place
     return kept | {"model": place, "structure": structure}
 
 
@@ -63,6 +69,15 @@ def load(shop: Workshop, name: str, kept: Mapping[str, Any] | None) -> Product |
         model = with_structure(original, kept["structure"], state, shop.example)
     file = shop.folder / kept["file"] if kept.get("file") else None
     return Product(name, model, file, bool(kept["sparse"]), root)
+
+
+def tidy(shop: Workshop, rows: Sequence[Row]) -> None:
+    """Remove the journal, and files that no row names: nobody could open and try them."""
+    named = {row.file for row in rows}
+    for path in shop.folder.iterdir():
+        if path.suffix in KINDS and path.name not in named:
+            path.unlink()
+    shutil.rmtree(shop.folder / JOURNAL)
 
 
 def opened(shop: Workshop, path: Path) -> Artefact:

@@ -93,7 +93,8 @@ class Maker:
             self.ratios.update(found["ratios"])
             if (product := keeping.load(self.shop, row.name, found["product"])) is not None:
                 self._products[row.name] = product
-                self._serve(row, product)
+                # A file that could not be opened is there for later steps to name their reason, and not to answer.
+                self._serve(row, product if row.file else replace(product, file=None))
             return
         started = time.perf_counter()
         self.rows.append(row)
@@ -135,19 +136,27 @@ class Maker:
         """Open a finished file, hold it against its source, and let it compute the row's figures."""
         path = product.file
         assert path is not None
-        artefact = keeping.opened(self.shop, path)
+        try:
+            artefact = keeping.opened(self.shop, path)
+            tried = check(artefact.predict, self.shop.tried, source_logits)
+            row.tried(tried)
+            if exact and not tried.faithful:
+                raise ModelError(
+                    f"{path.name} should give the logits of its model; they differ by {tried.max_difference:.3g} at a "
+                    f"largest logit of {tried.scale:.3g}. Try another --opset"
+                )
+        except MissingDependencyError:
+            if product.model is None:
+                del self._products[row.name]
+            raise
+        except ModelError:
+            path.unlink()
+            if product.model is None:
+                del self._products[row.name]
+            else:
+                self._products[row.name] = replace(product, file=None)
+            raise
         row.file, row.bytes = path.name, artefact.bytes
-        tried = check(artefact.predict, self.shop.tried, source_logits)
-        row.tried(tried)
-        if exact and not tried.faithful:
-            for belongs in artefact.files:
-                belongs.unlink()
-            row.file = row.bytes = None
-            self._products[row.name] = replace(product, file=None)
-            raise ModelError(
-                f"{path.name} should give the logits of its model; they differ by {tried.max_difference:.3g} at a "
-                f"largest logit of {tried.scale:.3g}. Try another --opset"
-            )
         if row.activations is not None:  # int8: whatever does not run in integers is slower than it could be
             row.warnings.extend(unfused(path))
         self._serve(row, product, artefact)

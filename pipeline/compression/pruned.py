@@ -68,6 +68,8 @@ class Pruning:
             found = pruning.prune_to(self.model, shop.example, **targets, **more, **options)
             self.ratios[step.name] = found.ratio
             return found.model
+        if step.like and step.like not in self.ratios:
+            raise ModelError(f"takes the ratio of {step.like}, which was skipped")
         ratio = self.ratios[step.like] if step.like else RATIO if step.ratio is None else step.ratio
         self.ratios[step.name] = ratio
         return pruning.prune(self.model, shop.example, ratio=ratio, **more, **options)

@@ -92,6 +92,8 @@ def _trained(step: Quantise, source: Product, shop: Workshop, row: Row, steps: t
     target = _int8(step, between, shop, row)
     between.unlink()
     row.what = f"{row.what}, trained for it: {epochs} epochs on {tuning.labels}"
+    if source.sparse and epochs:
+        row.warnings.append(f"the zeros of {source.name} were trained away")
     return Product(step.name, file=target)
 
 

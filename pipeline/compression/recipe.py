@@ -1,7 +1,7 @@
 """A recipe of compression: declared steps, each made from an earlier one, read from TOML.
 
     [[steps]]
-    step = "prune"          # prune, finetune, quantise, export, check
+    step = "prune"          # prune, finetune, scratch, quantise, export, check
     ratio = 0.5
 
     [[steps]]
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.compression.steps import KINDS, Step, fraction
+from pipeline.compression.steps import CHANNELS, HEADS, KINDS, Prune, Step, fraction
 from pipeline.errors import ConfigError
 
 BASELINE = "baseline"
@@ -124,6 +125,8 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
         return float(value)
     if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
         raise ConfigError(f"`{name}` should be {_NAMES[annotation]}; found {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"`{name}` should be a number that is finite; found {value!r}")
     return value
 
 
@@ -131,10 +134,14 @@ _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 
 def _order_problems(steps: Sequence[Step]) -> Iterator[str]:
-    known = {BASELINE, TEACHER}
+    known, pruned = {BASELINE, TEACHER}, set[str]()
     for number, step in enumerate(steps, 1):
         if step.of not in known:
             yield f"step {number}: `of` should name an earlier step or {BASELINE}; found {step.of!r}"
+        if isinstance(step, Prune) and step.like and step.like not in pruned:
+            yield f"step {number}: `like` should name an earlier step that prunes by one ratio; found {step.like!r}"
+        if isinstance(step, Prune) and step.what in (CHANNELS, HEADS) and not step.sensitivity:
+            pruned.add(step.name)
         if step.makes and step.name in known:
             yield f"step {number}: there is a {step.name!r} already. Give this step another `name`"
         if step.makes:

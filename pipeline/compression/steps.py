@@ -26,7 +26,8 @@ def fraction(value: Any, what: str) -> float:
     try:
         points = isinstance(value, str) and value.strip().removesuffix("s").endswith("pt")
         found = float(value.strip().removesuffix("s").removesuffix("pt")) / 100 if points else float(value)
-    except (ValueError, TypeError, AttributeError):
+        found = -1.0 if isinstance(value, bool) else found
+    except (ValueError, TypeError):
         found = -1.0
     if not 0 <= found < 1:
         raise ConfigError(f"{what} should be a drop such as 0.005 or '0.5pt', at least 0 and below 1; found {value!r}")
@@ -109,6 +110,12 @@ class Prune(Step):
         targets = [n for n in ("ratio", "target_macs", "target_parameters", "max_drop") if getattr(self, n) is not None]
         if len(targets) > 1:
             yield f"give one of ratio, target_macs, target_parameters and max_drop; found {', '.join(targets)}"
+        if self.like and (targets or self.sensitivity):
+            yield "`like` takes the ratio of another step: leave ratio, targets, max_drop and sensitivity out"
+        if self.sensitivity and self.max_drop is not None:
+            yield "`sensitivity` finds ratios for a ratio or a target, not for max_drop: give one of both"
+        if self.trials != 4 and self.max_drop is None:
+            yield "`trials` are of max_drop"
         for name in ("ratio", "target_macs", "target_parameters"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
@@ -158,6 +165,12 @@ class Scratch(Step):
 
 
 STATIC, DYNAMIC, WEIGHT_ONLY, QAT, MIXED, FP16, BF16 = "static", "dynamic", "weights", "qat", "mixed", "fp16", "bf16"
+METHODS = (STATIC, DYNAMIC, WEIGHT_ONLY, QAT, MIXED, FP16, BF16)
+_OF_METHODS = {
+    "activations": (STATIC, QAT), "ranges": (STATIC, QAT, MIXED), "block": (WEIGHT_ONLY,), "max_drop": (MIXED,),
+    "epochs": (QAT,), "lr": (QAT,), "labels": (QAT,),
+}  # fmt: skip
+"""Options that other methods would pass over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +198,8 @@ class Quantise(Step):
         return named.get(self.method, self.method)
 
     def problems(self) -> Iterator[str]:
-        methods = (STATIC, DYNAMIC, WEIGHT_ONLY, QAT, MIXED, FP16, BF16)
-        if self.method not in methods:
-            yield f"`method` should be one of {', '.join(methods)}; found {self.method!r}"
+        if self.method not in METHODS:
+            yield f"`method` should be one of {', '.join(METHODS)}; found {self.method!r}"
         if self.activations not in ("auto", "uint8", "int8"):
             yield f"`activations` should be auto, uint8 or int8; found {self.activations!r}"
         if self.ranges not in ("min-max", "percentile", "entropy"):
@@ -198,6 +210,9 @@ class Quantise(Step):
             yield f"4 bits are for `method` = {WEIGHT_ONLY!r}; found {self.method!r}"
         if self.block not in (16, 32, 64, 128, 256):
             yield f"`block` should be 16, 32, 64, 128 or 256; found {self.block}"
+        for name, methods in _OF_METHODS.items():
+            if self.method in METHODS and self.method not in methods and name in self.as_dict():
+                yield f"`{name}` is of `method` = {' or '.join(map(repr, methods))}; found {self.method!r}"
         yield from _training_problems(self.epochs, self.lr, self.labels)
 
 

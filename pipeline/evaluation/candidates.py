@@ -18,7 +18,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, ModelError, first_line
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.scoring import Predictor, torch_predictor
-from pipeline.models import check_model
+from pipeline.models import check_model, read_metadata
 from pipeline.models.loading import check_metadata
 from pipeline.runs import Run, build_student, load_trained, parameter_count, read_json, read_run, read_trained
 
@@ -89,13 +89,13 @@ def named_models(texts: Sequence[str]) -> list[Named]:
             raise ConfigError(f"a model should be a run, a directory of compress, or a file; there is no {path}")
         table = (path / TABLE).is_file()
         for one in _compressed(path, given) if table else [Named(given or _name(path), {0: path})]:
-            before = found.get(one.name)
-            if before is not None and one.name not in chosen:
+            before, meant = found.get(one.name), bool(given) or table
+            if before is not None and not (meant and one.name in chosen):
                 raise ConfigError(
                     f"{next(iter(before.paths.values()))} and {path} would both be called {one.name}. Write NAME=PATH, "
                     "with one name for seeds of one model"
                 )
-            chosen |= {one.name} if given or table else set()
+            chosen |= {one.name} if meant else set()
             found[one.name] = one if before is None else _joined(before, one)
     return list(found.values())
 
@@ -104,6 +104,8 @@ def _joined(before: Named, one: Named) -> Named:
     """Another seed of the same row; a number that is taken becomes the next that is free."""
     paths = dict(before.paths)
     for seed, path in one.paths.items():
+        if path.resolve() in [known.resolve() for known in paths.values()]:
+            raise ConfigError(f"{path} is named twice as {one.name}: it would count as two seeds")
         paths[seed if seed not in paths else max(paths) + 1] = path
     return replace(before, paths=paths)
 
@@ -192,9 +194,16 @@ def _weights(config: EvaluateConfig, path: Path) -> Path:
 def _module(config: EvaluateConfig, path: Path, dataset: Dataset) -> nn.Module:
     """The model of a directory of ``train`` or ``fit-teacher``, or of a file of weights."""
     if path.is_dir():
+        if (path / "run.json").is_file() and len(read_run(path, config.allow).weights) > 1:
+            raise ConfigError(
+                f"{path} has several seeds, and so have others of its name. Name its files: "
+                f"{path / 'seed-0' / 'model.safetensors'} and so on"
+            )
         trained = read_trained(path, allow=config.allow)
         arguments = parse_arguments(trained.arguments, "the run's arguments")
         return load_trained(trained.weights, dataset, reference=trained.reference, arguments=arguments)
+    if config.student is None or read_metadata(path).get("reference") not in (None, "", config.student):
+        return load_trained(path, dataset, config.allow)
     given = parse_arguments(config.student_args, "--student-args")
     return load_trained(path, dataset, config.allow, reference=config.student, arguments=given)
 
