@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.compression.config import CompressConfig
 from pipeline.compression.recipe import BASELINE, TEACHER, Recipe
@@ -98,7 +99,8 @@ def _controls_of(step: Step, config: CompressConfig, soft: bool) -> Iterator[Ste
         again = dataclasses.replace(step, name=f"{step.name}-hard", labels=HARD, control=True)
         shares_ratio = isinstance(again, Prune) and again.what in (CHANNELS, HEADS) and not again.sensitivity
         if isinstance(again, Prune) and shares_ratio and again.ratio is None and not again.like:
-            again = dataclasses.replace(again, like=step.name, target_macs=None, target_parameters=None, max_drop=None)
+            nothing: dict[str, Any] = {"target_macs": None, "target_parameters": None, "max_drop": None}
+            again = dataclasses.replace(again, like=step.name, trials=Prune.trials, **nothing)
         yield again
 
 

@@ -39,6 +39,8 @@ class Pruning:
             "losses": self.tuning.losses if step.importance == "taylor" else None,
             "seed": shop.config.seed,
         }
+        if step.what == HEADS:
+            self.options["ratios"] = self._channels_stay()
 
     def product(self) -> Product:
         step = self.step
@@ -49,6 +51,16 @@ class Pruning:
         found = self._at_once()
         self.row.what = f"{self._removed()}{_trained(self.epochs, self.tuning)}"
         return Product(step.name, self._tuned(found))
+
+    def _channels_stay(self) -> dict[str, float]:
+        """Ratios of 0 for all that are no heads. Raises ModelError for a model without heads."""
+        groups = pruning.groups_of(self.model, self.shop.example, classes=self.shop.classes, heads="whole")
+        if all(group.kind != "heads" for group in groups):
+            raise ModelError(
+                f"{type(self.model).__name__} has no attention heads that can leave. Prune its channels: `what` = "
+                "'channels'"
+            )
+        return {group.name: 0.0 for group in groups if group.kind != "heads"}
 
     def _removed(self) -> str:
         units = "attention heads" if self.step.what == HEADS else "channels"

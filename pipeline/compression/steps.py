@@ -114,7 +114,7 @@ class Prune(Step):
             yield "`like` takes the ratio of another step: leave ratio, targets, max_drop and sensitivity out"
         if self.sensitivity and self.max_drop is not None:
             yield "`sensitivity` finds ratios for a ratio or a target, not for max_drop: give one of both"
-        if self.trials != 4 and self.max_drop is None:
+        if self.trials != Prune.trials and self.max_drop is None:
             yield "`trials` are of max_drop"
         for name in ("ratio", "target_macs", "target_parameters"):
             value = getattr(self, name)
@@ -122,6 +122,8 @@ class Prune(Step):
                 yield f"`{name}` should be above 0 and below 1; found {value:g}"
         if self.what in (WEIGHTS, TWO_OF_FOUR) and (self.sensitivity or set(targets) - {"ratio"} or self.rounds > 1):
             yield f"`what` = {self.what!r} leaves shapes alone: it takes a ratio, no targets, rounds or sensitivity"
+        if self.what == HEADS and self.sensitivity:
+            yield "`sensitivity` is of channels; heads leave by one ratio"
         if self.what == TWO_OF_FOUR and self.ratio is not None:
             yield "`what` = '2:4' removes two of four weights: leave `ratio` out"
         if self.multiple < 0:
