@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,14 +88,7 @@ class Maker:
     def _attempt(self, row: Row, make: Callable[[], Product], *, file: bool) -> None:
         """Make one row, or take it from the journal; an expected failure becomes its reason."""
         journal = self.shop.folder / JOURNAL / f"{row.name}.json"
-        if (found := keeping.read(journal)) is not None:
-            row = Row(**found["row"])
-            self.rows.append(row)
-            self.ratios.update(found["ratios"])
-            if (product := keeping.load(self.shop, row.name, found["product"])) is not None:
-                self._products[row.name] = product
-                # A file that could not be opened is there for later steps to name their reason, and not to answer.
-                self._serve(row, product if row.file else replace(product, file=None))
+        if self._found(journal):
             return
         started = time.perf_counter()
         self.rows.append(row)
@@ -106,6 +100,24 @@ class Maker:
         row.seconds = round(time.perf_counter() - started, 2)
         kept = keeping.save(self.shop, self._products.get(row.name), row, self._steps[row.name])
         write_atomic(journal, json_bytes({"row": asdict(row), "ratios": self.ratios, "product": kept}))
+
+    def _found(self, journal: Path) -> bool:
+        """Take a row from the journal; an entry that is damaged, or whose files are, is one that is not there."""
+        found = keeping.read(journal)
+        if found is None:
+            return False
+        try:
+            row, ratios = Row(**found["row"]), dict(found["ratios"])
+            product = keeping.load(self.shop, row.name, found["product"])
+            if product is not None:
+                # A file that could not be opened is there for later steps to name their reason, and not to answer.
+                self._serve(row, product if row.file else replace(product, file=None))
+                self._products[row.name] = product
+        except (KeyError, TypeError, ValueError, MissingDependencyError):  # a ModelError is a ValueError
+            return False
+        self.rows.append(row)
+        self.ratios.update(ratios)
+        return True
 
     def _finish(self, row: Row, product: Product, *, file: bool) -> None:
         """Count, export, open and try what was made."""
