@@ -88,6 +88,13 @@ def named_models(texts: Sequence[str]) -> list[Named]:
         if not path.exists():
             raise ConfigError(f"a model should be a run, a directory of compress, or a file; there is no {path}")
         table = (path / TABLE).is_file()
+        if path.is_dir() and not any((path / record).is_file() for record in (TABLE, "run.json", "report.json")):
+            weights = path / "model.safetensors"
+            hint = f". Name {weights}" if weights.is_file() else ""
+            raise ConfigError(
+                f"a model should be a directory of train (run.json), fit-teacher (report.json) or compress ({TABLE}), "
+                f"or a file; {path} is a folder without any of them{hint}"
+            )
         for one in _compressed(path, given) if table else [Named(given or _name(path), {0: path})]:
             before, meant = found.get(one.name), bool(given) or table
             if before is not None and not (meant and one.name in chosen):

@@ -14,7 +14,9 @@ from tests.small_pipeline import SmallPipeline
 
 def block(step: str, **options: Any) -> str:
     """One step as TOML."""
-    lines = [f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in options.items()]
+    lines = [
+        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in options.items()
+    ]
     return "\n".join(["[[steps]]", f"step = '{step}'", *lines, ""])
 
 

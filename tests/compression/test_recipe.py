@@ -135,7 +135,9 @@ def test_names_follow_what_was_done_and_steps_follow_each_other() -> None:
     assert found[2].of == "pruned-finetuned"
 
 
-@pytest.mark.parametrize(("text", "drop"), [("0.5pt", 0.005), ("1 pts", 0.01), (0.005, 0.005), ("0.005", 0.005), (0, 0)])
+@pytest.mark.parametrize(
+    ("text", "drop"), [("0.5pt", 0.005), ("1 pts", 0.01), (0.005, 0.005), ("0.005", 0.005), (0, 0)]
+)
 def test_a_drop_is_a_share_or_points(text: Any, drop: float) -> None:
     assert fraction(text, "it") == pytest.approx(drop)
     found = steps({"step": "prune", "max_drop": text}).steps[0]
@@ -181,7 +183,10 @@ def test_the_recipe_that_options_stand_for() -> None:
     for change in ({"target_macs": 0.4}, {"max_drop": "0.5pt"}):
         found = default_recipe(options(int8=False, importance="l1", **change)).steps[0]
         assert isinstance(found, Prune) and found.importance == "l1" and found.ratio is None
-        assert (found.target_macs, found.max_drop) == (change.get("target_macs"), 0.005 if "max_drop" in change else None)
+        assert (found.target_macs, found.max_drop) == (
+            change.get("target_macs"),
+            0.005 if "max_drop" in change else None,
+        )
     for given_options in (options(), options(prune=(0.3, 0.75)), options(max_drop="1pt")):
         recipe = default_recipe(given_options)
         assert recipe_of(tomllib.loads(recipe.toml())) == recipe
@@ -194,7 +199,12 @@ def test_controls_stand_beside_what_they_are_for() -> None:
     assert [step.name for step in found.steps if step.control] == ["pruned-scratch", "pruned-hard", "finetuned"]
     hard = next(step for step in found.steps if step.name == "pruned-hard")
     assert isinstance(hard, Prune) and (hard.labels, hard.ratio, hard.of) == ("hard", 0.5, "baseline")
-    assert names(with_controls(recipe, options(), soft=False)) == ["pruned", "pruned-scratch", "pruned-int8", "finetuned"]
+    assert names(with_controls(recipe, options(), soft=False)) == [
+        "pruned",
+        "pruned-scratch",
+        "pruned-int8",
+        "finetuned",
+    ]
     assert with_controls(recipe, options(controls=False), soft=True) == recipe
     assert names(with_controls(recipe, options(epochs=0), soft=True)) == ["pruned", "pruned-scratch", "pruned-int8"]
     taught = options(teacher="cnn-4", teacher_weights=Path("t.safetensors"))

@@ -65,7 +65,9 @@ def row(accuracy: float, size: int, milliseconds: float | None) -> Row:
 
 def test_one_row_beats_another_by_what_it_is_better_in() -> None:
     middle = row(0.9, 1000, 2.0)
-    assert beats(row(0.91, 1000, 2.0), middle) and beats(row(0.9, 999, 2.0), middle) and beats(row(0.9, 1000, 1.0), middle)
+    assert (
+        beats(row(0.91, 1000, 2.0), middle) and beats(row(0.9, 999, 2.0), middle) and beats(row(0.9, 1000, 1.0), middle)
+    )
     assert not beats(row(0.9, 1000, 2.0 / ALIKE + 0.01), middle), "that is noise"
     assert not beats(row(0.95, 1001, 2.0), middle) and not beats(row(0.9, 500, 3.0), middle)
     assert beats(row(0.9, 999, None), middle) and not beats(middle, middle)
@@ -96,14 +98,19 @@ class Shop:
 
 
 def test_points_are_files_of_recipes_and_the_front_is_what_none_beats() -> None:
-    steps = recipe_of({"steps": [{"step": "prune"}, {"step": "quantise"}, {"step": "prune", "of": "baseline", "name": "p"}]})
+    steps = recipe_of(
+        {"steps": [{"step": "prune"}, {"step": "quantise"}, {"step": "prune", "of": "baseline", "name": "p"}]}
+    )
     rows = [row(0.9, 1000, 2.0), row(0.9, 500, 1.0), row(0.8, 600, 1.5), row(0.95, 100, 0.1), row(0.9, 1, 0.1)]
     for made, name in zip(rows, ("baseline", "pruned", "pruned-int8", "p", "teacher-int8"), strict=True):
         made.name = name
         made.file = f"{name}.onnx"
     rows[3].file, rows[4].control = None, True
     recipes = {made.name: recipe_to(made.name, steps.steps) for made in rows}
-    assert recipes["baseline"] == Recipe(()) and [s.name for s in recipes["pruned-int8"].steps] == ["pruned", "pruned-int8"]
+    assert recipes["baseline"] == Recipe(()) and [s.name for s in recipes["pruned-int8"].steps] == [
+        "pruned",
+        "pruned-int8",
+    ]
     shop: Any = Shop
     found = points(rows, recipes, shop)
     assert [(point.name, point.on_front) for point in found] == [("pruned", True), ("pruned-int8", False)]
@@ -172,9 +179,7 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_each_point_can_be_made_again(
-    small: SmallPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_point_can_be_made_again(small: SmallPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime", "torch_pruning"):
         pytest.importorskip(package)
     monkeypatch.setattr(costs, "STARTS", 1)

@@ -89,7 +89,11 @@ def test_how_much_left_is_what_was_asked_for(rows: dict[str, dict[str, Any]]) ->
 
 
 def test_zeros_stay_zero_through_fine_tuning(rows: dict[str, dict[str, Any]]) -> None:
-    whole, sparse, tuned = rows["baseline"]["nonzeros"], rows["sparse"]["nonzeros"], rows["sparse-finetuned"]["nonzeros"]
+    whole, sparse, tuned = (
+        rows["baseline"]["nonzeros"],
+        rows["sparse"]["nonzeros"],
+        rows["sparse-finetuned"]["nonzeros"],
+    )
     assert sparse < 0.6 * whole
     assert tuned == pytest.approx(sparse, abs=3)  # a weight of the others may pass through zero
     assert sparse < rows["sparse-2-4"]["nonzeros"] < whole
@@ -185,7 +189,9 @@ def test_a_bound_that_is_broken_fails_the_command_after_all_is_written(
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert "thin: faster of 3 cannot be told against baseline" in said and "max_drop" not in said
-    assert {"table.json", "metrics.json", "recipe.toml", "README.md", "baseline.onnx"} <= {p.name for p in out.iterdir()}
+    assert {"table.json", "metrics.json", "recipe.toml", "README.md", "baseline.onnx"} <= {
+        p.name for p in out.iterdir()
+    }
 
 
 def test_what_no_share_can_keep_is_skipped_and_so_is_what_takes_its_ratio(
