@@ -192,10 +192,8 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     config(small, tmp_path, SHORT)
     counting(monkeypatch, "pruned")
+    words = ["compress", "--runs", str(small.soft), "--recipe", str(tmp_path / "recipe.toml"), "--no-controls"]
     with pytest.raises(SystemExit) as ended:
-        main(
-            ["compress", "--runs", str(small.soft), "--recipe", str(tmp_path / "recipe.toml"), "--no-controls"]
-            + ["--threads", "1", "--out", str(tmp_path / "out")]
-        )
+        main([*words, "--threads", "1", "--out", str(tmp_path / "out")])
     assert ended.value.code == 130
     assert "run the same command again to resume" in capsys.readouterr().err
