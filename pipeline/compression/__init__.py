@@ -19,8 +19,7 @@ from pipeline.compression.carding import card_of
 from pipeline.compression.choosing import Chosen, choose
 from pipeline.compression.config import CompressConfig
 from pipeline.compression.defaults import default_recipe, unknown_names, with_controls
-from pipeline.compression.keeping import tidy
-from pipeline.compression.keeping import CONTROLS
+from pipeline.compression.keeping import CONTROLS, tidy
 from pipeline.compression.lineage import versions
 from pipeline.compression.making import Maker
 from pipeline.compression.recipe import BASELINE, Recipe, read_recipe
@@ -45,7 +44,8 @@ __all__ = ["CompressConfig", "CompressReport", "default_recipe", "run"]
 
 TABLE, CARD = "table.json", "README.md"
 OWN = (
-    "*.onnx", "*.pt2", "*.pte", "*.safetensors", "*.toml", "recipes", CONTROLS, "metrics.json", "details.json", TABLE, CARD
+    "*.onnx", "*.pt2", "*.pte", "*.safetensors", "*.toml", "recipes", CONTROLS,
+    "metrics.json", "details.json", TABLE, CARD,
 )  # fmt: skip
 """What a directory of compress holds."""
 

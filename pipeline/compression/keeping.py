@@ -37,8 +37,8 @@ def read(journal: Path) -> dict[str, Any] | None:
 def save(shop: Workshop, product: Product | None, row: Row, steps: Sequence[Step]) -> dict[str, Any] | None:
     """Keep a product, and return what ``load`` needs to have it again. JSON values.
 
-    A float model stays beside the artefacts as safetensors, that of a control in a folder of its own. That of an export,
-    whose source has it already, goes with the journal.
+    A float model stays beside the artefacts as safetensors, that of a control in a folder of its own. That of an
+    export, whose source has it already, goes with the journal.
     """
     if product is None:
         return None

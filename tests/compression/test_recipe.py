@@ -125,7 +125,9 @@ def test_names_follow_what_was_done_and_steps_follow_each_other() -> None:
         {"step": "prune"}, {"step": "finetune"}, {"step": "check", "max_bytes": 1}, {"step": "quantise"},
         {"step": "quantise", "of": "pruned", "method": "weights", "bits": 4},
         {"step": "quantise", "of": "baseline", "method": "dynamic"},
-        {"step": "export", "of": "pruned", "format": "pt2"}, {"step": "prune", "of": "baseline", "what": "2:4"}, {"step": "finetune", "labels": "hard"},
+        {"step": "export", "of": "pruned", "format": "pt2"},
+        {"step": "prune", "of": "baseline", "what": "2:4"},
+        {"step": "finetune", "labels": "hard"},
     ).steps  # fmt: skip
     assert [(step.name, step.of) for step in found if step.makes] == [
         ("pruned", "baseline"), ("pruned-finetuned", "pruned"), ("pruned-finetuned-int8", "pruned-finetuned"),

@@ -129,6 +129,11 @@ def stopped_before(stop: str, small: SmallPipeline, folder: Path, patch: pytest.
     return journal
 
 
+def weights_of(entry: Path) -> Path:
+    """The model of a control whose entry of the journal this is."""
+    return entry.parent.parent / keeping.CONTROLS / f"{entry.stem}.safetensors"
+
+
 SHORT = block("prune", ratio=0.5, multiple=1, control=True, epochs=0) + block("finetune", control=True, epochs=1)
 
 
@@ -140,8 +145,8 @@ SHORT = block("prune", ratio=0.5, multiple=1, control=True, epochs=0) + block("f
         lambda entry: entry.write_bytes(b'{"row": '),
         lambda entry: entry.write_bytes(b"[]"),
         lambda entry: entry.write_bytes(b"{}"),
-        lambda entry: entry.with_suffix(".safetensors").unlink(),
-        lambda entry: entry.with_suffix(".safetensors").write_bytes(b"half"),
+        lambda entry: weights_of(entry).unlink(),
+        lambda entry: weights_of(entry).write_bytes(b"half"),
     ],
     ids=["cut", "empty", "begun", "a list", "no row", "its model is gone", "half its model"],
 )
