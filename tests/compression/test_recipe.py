@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipeline.compression.defaults import unknown_names, with_controls
 from pipeline.compression.recipe import Recipe, read_recipe, recipe_of
 from pipeline.compression.steps import METHODS, Finetune, Prune, Quantise, Scratch, Step, fraction
 from pipeline.errors import ConfigError
+from stages.cli import main
 
 
 def steps(*entries: dict[str, Any]) -> Recipe:
@@ -259,3 +261,27 @@ def test_steps_are_checked_when_they_are_made() -> None:
     with pytest.raises(NotImplementedError):
         Step().suffix()
     assert Quantise(method="weights", bits=4).named() == "int4-weights"
+
+
+def shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["compress", "--show-recipe", *words])
+    said = capsys.readouterr()
+    return ended.value.code or 0, said.out, said.err
+
+
+def test_the_recipe_of_the_options_is_shown_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = shown(["--prune", "0.3", "--prune", "0.7", "--no-qat"], capsys)
+    assert status == 0
+    assert recipe_of(tomllib.loads(text)) == default_recipe(options(prune=(0.3, 0.7), qat=False))
+    (tmp_path / "again.toml").write_text(text, encoding="utf-8")
+    assert shown(["--recipe", str(tmp_path / "again.toml")], capsys)[:2] == (0, text)
+    assert not tomllib.loads(shown(["--prune", "0", "--no-int8"], capsys)[1])
+    assert [step["step"] for step in json.loads(shown(["--no-int8", "--json"], capsys)[1])["steps"]] == ["prune"]
+
+
+def test_what_no_recipe_stands_for_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "makes recipes as it goes" in shown(["--search"], capsys)[2]
+    assert "would do nothing beside --recipe" in shown(["--recipe", "r.toml", "--prune", "0.5"], capsys)[2]
+    status, _, said = shown(["--prune", "2", "--importance", "size"], capsys)
+    assert status == 2 and "--prune" in said and "--importance" in said
