@@ -34,10 +34,12 @@ class ReportConfig(Config):
     runs: tuple[Path, ...] = option((), "directory of a training run, for its curves and times")
     teacher: Path | None = option(None, "directory of the teacher, for what its training recorded")
     cache: Path | None = option(None, "directory of the cache, for its identity and what the dump cost")
-    compressed: Path | None = option(None, "directory that softlabels compress wrote")
+    compressed: tuple[Path, ...] = option(
+        (), "directory that softlabels compress wrote; of several, the seeds of one recipe, the means"
+    )
     models: Path | None = option(None, "directory of an evaluation of several models, for their table")
     claims: tuple[Path, ...] = option((), "file that softlabels compare --out wrote")
-    title: str = option("What distillation from the cache brought", "heading of the page")
+    title: str | None = option(None, "heading of the page; by default what it is about")
     tensorboard: Path | None = option(None, "also a directory for the same numbers as TensorBoard event files")
     compare: tuple[Path, Path] | None = option(
         None, "instead of all else: two finished reports, for a page of what differs between them", metavar="A B"
@@ -52,8 +54,11 @@ class ReportConfig(Config):
             if others:
                 yield f"--compare takes two reports and nothing else; found --{', --'.join(others)}"
             return
-        if not self.evaluations:
-            yield "--evaluations should name at least one evaluation, or --compare two reports"
+        if not (self.evaluations or self.compressed or self.models):
+            yield (
+                "one of --evaluations, --compressed and --models should name what a stage wrote, or --compare two "
+                "reports; found none of them"
+            )
         names = [path.name for path in self.runs]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -102,6 +107,7 @@ def run(config: ReportConfig, progress: Progress | None = None) -> ReportReport:
 
 
 def _draw(config: ReportConfig, progress: Progress) -> ReportReport:
+    from pipeline.report.facts import heading
     from pipeline.report.page import draw, render  # it imports both packages
     from pipeline.report.record import NAME, record_of
     from pipeline.report.series import all_series
@@ -120,14 +126,15 @@ def _draw(config: ReportConfig, progress: Progress) -> ReportReport:
         models=config.models,
     )
     drawings = draw(findings, progress)
-    page = render(findings, drawings, config.title, _command(config)).encode()
+    title = config.title or heading(findings)
+    page = render(findings, drawings, title, _command(config)).encode()
     with Workspace(config.out, digest({"stage": "report", **config.as_dict()})) as space:
         space.clear()
         for drawing in drawings.values():
             write_atomic(space.path / f"{drawing.name}.png", drawing.png)
         for series in all_series(findings):
             write_atomic(space.path / "plots" / f"{series.name}.csv", series.csv)
-        write_atomic(space.path / NAME, json_bytes(record_of(findings, config.title), indent=None))
+        write_atomic(space.path / NAME, json_bytes(record_of(findings, title), indent=None))
         write_atomic(space.path / "index.html", page)
         space.commit()
     scalars = None

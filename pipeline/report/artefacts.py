@@ -13,14 +13,42 @@ Row = Mapping[str, Any]
 BASELINE, TEACHER = "baseline", "teacher"
 
 
-def smallest(compressed: Mapping[str, Any]) -> Row | None:
-    """The smallest file that is no control and not the student itself; None without one that was measured."""
+def baseline_of(table: Mapping[str, Any]) -> str:
+    """The name of the row that others are held against: an evaluation records its own."""
+    return str(table.get("baseline") or BASELINE)
+
+
+def deployable(table: Mapping[str, Any]) -> list[Row]:
+    """The measured files that are no controls and not the baseline itself, from the smallest."""
     rows = [
         row
-        for row in compressed.get("rows", [])
-        if row.get("bytes") and row.get("accuracy") is not None and not row.get("control") and row["name"] != BASELINE
+        for row in table.get("rows", [])
+        if row.get("bytes")
+        and row.get("accuracy") is not None
+        and not row.get("control")
+        and row["name"] not in (BASELINE, baseline_of(table))
     ]
-    return min(rows, key=lambda row: (row["bytes"], row["name"]), default=None)
+    return sorted(rows, key=lambda row: (row["bytes"], row["name"]))
+
+
+def smallest(table: Mapping[str, Any]) -> Row | None:
+    """The smallest file that is no control and not the student itself; None without one that was measured."""
+    return next(iter(deployable(table)), None)
+
+
+def smallest_as_good(table: Mapping[str, Any]) -> Row | None:
+    """The smallest file that is not shown to be worse than the baseline; None where no interval is known."""
+    for row in deployable(table):
+        gap = row.get("against_baseline") or {}
+        if gap.get("half_width") is not None and gap.get("verdict") != "lower":
+            return row
+    return None
+
+
+def with_teacher(row: Row, examples: int | None) -> dict[str, Any]:
+    """The row, with how it does against the teacher where its table of McNemar's test says so."""
+    gap = against_teacher(row, examples)
+    return {**row, "against_teacher": gap} if gap else dict(row)
 
 
 def named(compressed: Mapping[str, Any], name: str) -> Row | None:

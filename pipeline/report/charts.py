@@ -33,7 +33,7 @@ def timed_rows(compressed: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ]
 
 
-def pareto(compressed: Mapping[str, Any]) -> Drawing | None:
+def pareto(compressed: Mapping[str, Any], name: str = "pareto") -> Drawing | None:
     """Accuracy against bytes and against milliseconds, each with its Pareto front."""
     rows = timed_rows(compressed)
     if not rows:
@@ -54,7 +54,7 @@ def pareto(compressed: Mapping[str, Any]) -> Drawing | None:
         figure.legend(
             handles, labels, loc="outside lower center", ncols=min(len(labels), 5), columnspacing=1.6, handletextpad=0.3
         )
-        return finish("pareto", figure, "Test accuracy against file size and latency, with the Pareto front.")
+        return finish(name, figure, "Test accuracy against file size and latency, with the Pareto front.")
 
 
 def _pareto_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], costs: Sequence[float]) -> None:

@@ -24,7 +24,8 @@ class Column:
 
     The title may use what ``*`` stood for as ``{}``. A value is printed times ``scale`` with ``digits``; ``interval``
     and ``aside`` are keys of what is said beside it: a pair of bounds, or another number. ``difference`` columns hold
-    ``difference`` and ``half_width``, and are printed with their sign; ``exact`` ones are counts, without chance.
+    ``difference`` and ``half_width``, and are printed with their sign; ``exact`` ones are counts, without chance;
+    ``main`` ones lead where there are many.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Column:
     aside: str = ""
     difference: bool = False
     exact: bool = False
+    main: bool = False
 
     @property
     def head(self) -> str:
@@ -70,19 +72,22 @@ class Column:
         bounds = _at(row, self.interval) if self.interval else None
         if isinstance(bounds, Sequence) and len(bounds) == 2:
             below = f"{self.text(float(bounds[0]))}{NONE}{self.text(float(bounds[1]))}"
+        if self.key == "accuracy" and (seeds := _number(_at(row, "seeds"))) and seeds > 1:
+            spread = _number(_at(row, "accuracy_std")) or 0.0
+            below = f"± {self.scale * spread:.1f} over {seeds:.0f} seeds"
         return Entry(self.text(value), value, minor=minor, below=below, strong=best is not None and value == best)
 
 
 COLUMNS = (
-    Column("accuracy", "Accuracy", "%", 1, 100, HIGHER, interval="accuracy_interval"),
+    Column("accuracy", "Accuracy", "%", 1, 100, HIGHER, interval="accuracy_interval", main=True),
     Column("accuracy_std", "s over seeds", "points", 1, 100),
     Column("seeds", "Seeds", "", 0, exact=True),
     Column("top_k_accuracy", "Top k", "%", 1, 100, HIGHER),
     Column("top_*_accuracy", "Top {}", "%", 1, 100, HIGHER),
     Column("validation_accuracy", "On validation", "%", 1, 100, HIGHER),
-    Column("corrupted_accuracy", "On corrupted images", "%", 1, 100, HIGHER),
-    Column("against_baseline", "Against baseline", "points", 1, 100, HIGHER, difference=True),
-    Column("against_teacher", "Against the teacher", "points", 1, 100, HIGHER, difference=True),
+    Column("corrupted_accuracy", "On corrupted images", "%", 1, 100, HIGHER, main=True),
+    Column("against_baseline", "Against baseline", "points", 1, 100, HIGHER, difference=True, main=True),
+    Column("against_teacher", "Against the teacher", "points", 1, 100, HIGHER, difference=True, main=True),
     Column("against_source", "Against its source", "points", 1, 100, HIGHER, difference=True),
     Column("mcnemar_teacher.p_value", "McNemar against the teacher", "p", 3),
     Column("mcnemar_source.p_value", "McNemar against its source", "p", 3),
@@ -90,12 +95,12 @@ COLUMNS = (
     Column("teacher_agreement", "Agrees with teacher", "%", 1, 100, HIGHER),
     Column("agreement_where_teacher_wrong", "Agrees where the teacher is wrong", "%", 1, 100),
     Column("kl_to_teacher", "KL to teacher", "nats", 3),
-    Column("bytes", "Size", "kB", 1, 1e-3, LOWER, exact=True),
-    Column("parameters", "Parameters", "", 0, 1, LOWER, exact=True),
+    Column("bytes", "Size", "kB", 1, 1e-3, LOWER, exact=True, main=True),
+    Column("parameters", "Parameters", "", 0, 1, LOWER, exact=True, main=True),
     Column("nonzeros", "Not zero", "", 0, 1, LOWER, exact=True),
     Column("bits_per_parameter", "Bits per parameter", "", 1, 1, LOWER, exact=True),
-    Column("macs", "Multiply-adds", "millions", 2, 1e-6, LOWER, exact=True),
-    Column("latency.*.p50", "Batch {}, p50 (p95)", "ms", 3, 1, LOWER, aside="latency.*.p95"),
+    Column("macs", "Multiply-adds", "millions", 2, 1e-6, LOWER, exact=True, main=True),
+    Column("latency.*.p50", "Batch {}, p50 (p95)", "ms", 3, 1, LOWER, aside="latency.*.p95", main=True),
     Column("memory", "Peak memory", "MB", 1, 1e-6, LOWER),
     Column("load_seconds", "Load time", "ms", 1, 1e3, LOWER),
     Column("joules", "Energy", "J", 3, 1, LOWER),
@@ -105,7 +110,7 @@ COLUMNS = (
     Column("adaptive_ece", "ECE, equal mass", "points", 1, 100, LOWER),
     Column("calibrated.nll", "NLL, scaled", "nats", 3, 1, LOWER),
     Column("calibrated.ece", "ECE, scaled", "points", 1, 100, LOWER),
-    Column("mce", "Mean corruption error", "points", 1, 100, LOWER),
+    Column("mce", "Mean corruption error", "% of the baseline's", 1, 100, LOWER),
     Column("outlier_auroc", "AUROC of outliers, by confidence", "", 3, 1, HIGHER),
     Column("outlier_energy_auroc", "AUROC of outliers, by energy", "", 3, 1, HIGHER),
     Column("outlier_confidence", "Confidence on outliers", "%", 1, 100, LOWER),
@@ -141,24 +146,68 @@ def _filled(column: Column, rows: Sequence[Row]) -> Iterator[Column]:
         )
 
 
+MOST = 11
+"""As many columns are read at once; of more the ``main`` ones lead, and the others make a second table."""
+
+
 def rows_table(caption: str, rows: Sequence[Row]) -> Table | None:
-    """The rows with every column that one of them has; the best of those that are no controls stand out."""
-    columns = columns_of(rows)
-    lines = []
+    """The rows with every column that one of them has, or with the main ones of many.
+
+    The best of those that are no controls stand out; what is doubtful of a row stands under its name.
+    """
+    shown = shown_columns(rows)
+    return _table(caption, rows, shown if len(shown) <= MOST else [one for one in shown if one.main], told=True)
+
+
+def more_table(caption: str, rows: Sequence[Row]) -> Table | None:
+    """The columns that ``rows_table`` leaves out; None where it leaves out none."""
+    shown = shown_columns(rows)
+    return _table(caption, rows, [one for one in shown if not one.main], told=False) if len(shown) > MOST else None
+
+
+def explained(rows: Sequence[Row]) -> str:
+    """What stands beside and below the figures of a table, said under it."""
+    several = any((_number(row.get("seeds")) or 1) > 1 for row in rows)
+    found = []
+    if any(isinstance(row.get("accuracy_interval"), Sequence) for row in rows) and not several:
+        found.append("Below an accuracy stands its 95% interval over test examples (Wilson).")
+    if several:
+        found.append("Below an accuracy stands s, the sample standard deviation over seeds.")
+    if any(_at(row, f"{key}.half_width") is not None for row in rows for key in _GAPS):
+        over = "paired seeds and test examples" if several else "test examples; it does not cover another training"
+        found.append(f"± beside a difference is half its 95% interval over {over}.")
+    if any(row.get("latency") for row in rows):
+        found.append("Latency: median, and in brackets the 95th percentile.")
+    return " ".join([*found, "The best of what could be deployed is in bold."])
+
+
+_GAPS = ("against_baseline", "against_teacher", "against_source")
+
+
+def shown_columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns of a table for readers: without a spread over seeds where every row has a single one."""
+    single = all((_number(row.get("seeds")) or 1) < 2 for row in rows)
+    return [one for one in columns_of(rows) if not (single and one.key in ("accuracy_std", "seeds"))]
+
+
+def _table(caption: str, rows: Sequence[Row], columns: Sequence[Column], *, told: bool) -> Table | None:
     best = {column.key: _best(column, rows) for column in columns}
+    lines = []
     for row in rows:
         notes = [f"Skipped: {row['skipped']}."] if row.get("skipped") else []
         notes += [f"{text[:1].upper()}{text[1:]}." for text in row.get("warnings") or ()]
+        if not told and row.get("skipped"):
+            continue
         name = Entry(
             str(row["name"]),
-            minor=str(row.get("what") or ""),
+            minor=str(row.get("what") or "") if told else "",
             tag="control" if row.get("control") else "",
-            notes=tuple(notes),
+            notes=tuple(notes) if told else (),
             strong=True,
         )
         lines.append([name, *(column.entry(row, best[column.key]) for column in columns)])
-    heads = [Head("Artefact", left=True, wide=True), *(Head(column.head, better=column.better) for column in columns)]
-    return table(caption, heads, lines)
+    first = Head("Artefact", left=True, wide=told)
+    return table(caption, [first, *(Head(column.head, better=column.better) for column in columns)], lines)
 
 
 def _best(column: Column, rows: Sequence[Row]) -> float | None:

@@ -58,10 +58,23 @@ def evaluate(cell: Cell) -> str:
     return line("evaluate", EvaluateConfig, {**options, "out": _posix(cell.folder or PurePath(cell.name))})
 
 
+def train_run(folder: str, record: Mapping[str, Any]) -> str:
+    """The command of a run that no evaluation on the page is of; empty where it was not recorded."""
+    config = record.get("config")
+    return line("train", TrainConfig, {**config, "out": folder}) if config else ""
+
+
+def compress_all(compressed: Mapping[str, Any]) -> list[str]:
+    """The command of each directory of compression."""
+    return [str(text) for text in compressed.get("commands") or ()] or [compress(compressed)]
+
+
 def compress(compressed: Mapping[str, Any]) -> str:
     """The command of the table of compression: as it recorded it, or the run that it chose."""
     if not compressed:
         return ""
+    if compressed.get("commands"):
+        return str(compressed["commands"][0])
     return str(
         compressed.get("command") or shlex.join(["softlabels", "compress", "--runs", f"runs/{compressed['run']}"])
     )

@@ -98,8 +98,12 @@ def between(first: Path, second: Path) -> Differences:
     cells = [d for name in shared for d in _cells(name, a["cells"][name], b["cells"][name], notes)]
     rows_a, rows_b = _rows(a), _rows(b)
     both = [name for name in rows_b if name in rows_a]
-    if both and a["compressed"].get("processor") != b["compressed"].get("processor"):
-        notes.append("Artefacts were timed on different processors: their times do not compare.")
+    for key in ("compressed", "models_environment"):
+        machines = [(record.get(key) or {}).get("processor") for record in (a, b)]
+        if both and None not in machines and machines[0] != machines[1]:
+            notes.append("Artefacts were timed on different processors: their times do not compare.")
+    if not shared and not both:
+        notes.append("The two reports have no run and no artefact of one name.")
     return Differences(
         first,
         second,
@@ -150,7 +154,10 @@ def _better(key: str) -> str:
 
 
 def _rows(record: Record) -> dict[str, Record]:
-    return {str(row["name"]): row for row in record["compressed"].get("rows", []) if not row.get("skipped")}
+    """Artefacts by name; models of an evaluation of several say so."""
+    found = {str(row["name"]): row for row in record["compressed"].get("rows", []) if not row.get("skipped")}
+    models = {f"{row['name']} (model)": row for row in record.get("models") or () if not row.get("skipped")}
+    return {**found, **models}
 
 
 def _row(name: str, a: Record, b: Record) -> Iterator[Difference]:

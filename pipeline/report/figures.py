@@ -114,13 +114,17 @@ def _reference(setting: str, cells: Sequence[Cell], findings: Findings) -> float
 
 def calibrated_cells(findings: Findings) -> tuple[Cell, ...]:
     """What the reliability figure shows: the featured student with all hard labels, each kind of labels."""
+    if not findings.cells:
+        return ()
     chosen = (*findings.of(PLAIN, findings.featured), *findings.of(AUGMENTED, findings.featured))
     return chosen[:5] or (findings.best,)
 
 
-def reliability(findings: Findings) -> Drawing:
-    """Accuracy against confidence, with the number of examples in every bin below."""
+def reliability(findings: Findings) -> Drawing | None:
+    """Accuracy against confidence, with the number of examples in every bin below. None without evaluations."""
     cells = calibrated_cells(findings)
+    if not cells:
+        return None
     with style():
         figure = new_figure(10.6 if len(cells) > 2 else 3.4 * len(cells), 3.9)
         grid = figure.subplots(2, len(cells), squeeze=False, height_ratios=[3, 1], sharex=True)
@@ -167,13 +171,17 @@ def _reliability_panel(upper: Axes, lower: Axes, cell: Cell, most: int) -> None:
 
 def confused_cells(findings: Findings) -> tuple[Cell, ...]:
     """What the confusion figure shows: the best cell, and the featured student without one class."""
+    if not findings.cells:
+        return ()
     omitted = [c for c in findings.of(OMITTED, findings.featured) if c is not findings.best]
     return (findings.best, *omitted[:2])
 
 
-def confusion(findings: Findings) -> Drawing:
-    """Confusion matrices over all seeds: rows are true classes, each coloured by its shares."""
+def confusion(findings: Findings) -> Drawing | None:
+    """Confusion matrices over all seeds: rows are true classes, each coloured by its shares. None without any."""
     cells = confused_cells(findings)
+    if not cells:
+        return None
     with style():
         figure = new_figure(3.55 * len(cells) if len(cells) > 1 else 4.6, 4.4 if len(cells) > 1 else 5.2)
         grid = figure.subplots(1, len(cells), squeeze=False)[0]
@@ -213,6 +221,8 @@ def _frame(row: int, width: int) -> Rectangle:
 
 def curves(findings: Findings) -> Drawing | None:
     """Validation accuracy of the featured student by epoch: the mean over seeds, and from lowest to highest."""
+    if not findings.cells:
+        return None
     student = findings.featured
     panels = [(s, [c for c in findings.of(s, student) if _curve(c) is not None]) for s in SETTINGS]
     panels = [(setting, cells) for setting, cells in panels if cells]

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from pipeline import metrics
 from pipeline.metrics import Comparison
-from pipeline.report.artefacts import BASELINE, TEACHER, Row, against_teacher, named, smallest
+from pipeline.report import artefact_gains as tables
+from pipeline.report.artefacts import smallest
 from pipeline.report.methods import AUGMENTED, HARD, PLAIN
 from pipeline.report.reading import Cell, Findings, compare
-from pipeline.report.words import signed
+from pipeline.report.sizes import change, percent, points, ratio, verdict
 
 BY_CHANCE = 0.05
 
@@ -25,12 +26,22 @@ class Answer:
 
 
 def answers(findings: Findings) -> list[Answer]:
-    """What was gained, at what cost, is it significant, and what is missing, if anything."""
+    """What was gained, at what cost, is it significant, and what is missing, if anything.
+
+    Without evaluations of students everything is told from the tables of artefacts and models.
+    """
+    told = [tables.told(view, alone=not findings.cells) for view in tables.views(findings)]
+    students = bool(findings.cells)
+    parts = (
+        ("What was gained?", [*_student(findings), *_size(findings)] if students else [], "gained"),
+        ("At what cost?", _cost(findings) if students else [], "cost"),
+        ("Is it significant?", _significance(findings) if students else [], "significance"),
+        ("Which warnings are there?", [], "warnings"),
+        ("What is not known here?", _missing(findings) if students else [], "missing"),
+    )
     found = [
-        Answer("What was gained?", tuple([*_student(findings), *_artefact(findings)])),
-        Answer("At what cost?", tuple(_cost(findings))),
-        Answer("Is it significant?", tuple(_significance(findings))),
-        Answer("What is not known here?", tuple(_missing(findings))),
+        Answer(question, tuple(dict.fromkeys([*own, *(line for one in told for line in getattr(one, name))])))
+        for question, own, name in parts
     ]
     return [answer for answer in found if answer.sentences]
 
@@ -52,7 +63,7 @@ def hard_twin(findings: Findings) -> Cell | None:
 def _student(findings: Findings) -> list[str]:
     best, twin = findings.best, hard_twin(findings)
     text = f"The student that did best on validation, {best.student} with {best.method.full_title}, gets "
-    text += f"{_percent(_accuracy(best))} of the {best.details['split']} examples right"
+    text += f"{percent(_accuracy(best))} of the {best.details['split']} examples right"
     if best.method.kind == HARD:
         if len(findings.cells) > 1 and any(c.method.kind != HARD for c in findings.cells):
             return [f"{text}. It learnt from hard labels: nothing that learnt from the teacher did better there."]
@@ -60,66 +71,32 @@ def _student(findings: Findings) -> list[str]:
     if twin is None:
         return [f"{text}."]
     result = compare(best, twin)
-    value = f"{_percent(twin.mean())}"
+    value = f"{percent(twin.mean())}"
     where = f" on “{best.method.detail}”" if best.headline is not best.accuracy else ""
     if result.verdict == "within noise":
         text += f". No difference{where} from the same student on hard labels ({value}) could be shown."
     else:
         word = "more" if result.difference > 0 else "fewer"
-        text += f", {_points(abs(result.difference))} {word}{where} than the same student on hard labels ({value})."
+        text += f", {points(abs(result.difference))} {word}{where} than the same student on hard labels ({value})."
     return [text]
 
 
-def _artefact(findings: Findings) -> list[str]:
-    row = smallest(findings.compressed)
-    found: list[str] = []
+def _size(findings: Findings) -> list[str]:
     size, best = findings.teacher_parameters, findings.best
-    if size and best.parameters and size > best.parameters:
-        found.append(
-            f"It has {best.parameters:,} parameters, {_ratio(size / best.parameters)} times fewer than the teacher."
-        )
-    if row is None:
-        return found
-    text = f"The smallest file, {row['name']}, takes {row['bytes'] / 1e3:,.1f} kB"
-    for name, called in ((TEACHER, "the teacher"), (BASELINE, "the student before compression")):
-        other = named(findings.compressed, name)
-        if other and other.get("bytes"):
-            text += f": {_ratio(other['bytes'] / row['bytes'])} times smaller than {called}"
-            text += _speed(row, other)
-            break
-    return [*found, f"{text}."]
-
-
-def _speed(row: Row, other: Row) -> str:
-    latency, before = row.get("latency") or {}, other.get("latency") or {}
-    said = []
-    for size in sorted(latency.keys() & before.keys(), key=int):
-        ratio = before[size]["p50"] / latency[size]["p50"]
-        if 0.95 < ratio < 1.05:
-            said.append(f"as fast at batch {size}")
-        else:
-            word = "faster" if ratio > 1 else "slower"
-            said.append(f"{_ratio(max(ratio, 1 / ratio))} times {word} at batch {size}")
-    return f", {' and '.join(said)}" if said else ""
+    if not size or size <= best.parameters:
+        return []
+    return [f"It has {best.parameters:,} parameters, {ratio(size / best.parameters)} times fewer than the teacher."]
 
 
 def _cost(findings: Findings) -> list[str]:
     found = []
     best, teacher = findings.best, findings.teacher_accuracy
     if teacher is not None:
-        change = _accuracy(best) - teacher
+        gap = _accuracy(best) - teacher
         reach = metrics.half_width([value - teacher for value in best.accuracy.values()])
-        lost = "loses nothing" if round(100 * change, 1) >= 0 else "loses accuracy"
+        lost = "loses nothing" if round(100 * gap, 1) >= 0 else "loses accuracy"
         over = "" if math.isnan(reach) else ", the interval over its seeds"
-        found.append(f"Against the teacher ({_percent(teacher)}) the student {lost}: {_change(change, reach)}{over}.")
-    row = smallest(findings.compressed)
-    if row is not None:
-        for gap, other in _held_against(findings, row, "the student it was made from"):
-            if gap:
-                moved = _change(gap["difference"], _reach(gap))
-                found.append(
-                    f"Against {other} the smallest file changes accuracy by {moved}, to {_percent(row['accuracy'])}."
-                )
+        found.append(f"Against the teacher ({percent(teacher)}) the student {lost}: {change(gap, reach)}{over}.")
     return found
 
 
@@ -129,7 +106,7 @@ def _significance(findings: Findings) -> list[str]:
     if twin is not None:
         result = compare(best, twin)
         found.append(
-            f"Soft against hard labels: {_verdict(result.verdict, result.difference, result.half_width)}"
+            f"Soft against hard labels: {verdict(result.verdict, result.difference, result.half_width)}"
             f"{_over(result)}."
         )
     p_values = [(seed.get("mcnemar") or {}).get("p_value") for seed in best.details["seeds"].values()]
@@ -141,18 +118,7 @@ def _significance(findings: Findings) -> list[str]:
             "Student against teacher: McNemar's test on the same examples finds a difference "
             f"(p < {BY_CHANCE:g}) for {seeds}."
         )
-    row = smallest(findings.compressed)
-    if row is not None:
-        for gap, other in _held_against(findings, row, "the student"):
-            if gap:
-                said = _verdict(gap["verdict"], gap["difference"], _reach(gap))
-                found.append(f"Smallest file against {other}: {said}, over the test examples of one training.")
     return found
-
-
-def _held_against(findings: Findings, row: Row, student: str) -> list[tuple[Row | None, str]]:
-    against = against_teacher(row, findings.compressed.get("test_examples"))
-    return [(against, "the teacher"), (row.get("against_baseline"), student)]
 
 
 def _missing(findings: Findings) -> list[str]:
@@ -173,17 +139,6 @@ def _missing(findings: Findings) -> list[str]:
     return found
 
 
-def _verdict(word: str, difference: float, reach: float) -> str:
-    if word == "within noise":
-        return f"no difference could be shown ({_change(difference, reach)}, which chance alone explains)"
-    return f"{'better' if difference > 0 else 'worse'}, by more than chance explains ({_change(difference, reach)})"
-
-
-def _reach(gap: Row) -> float:
-    """Half the interval of a difference that a row holds; infinite where it is not known."""
-    return math.inf if gap.get("half_width") is None else float(gap["half_width"])
-
-
 def _over(result: Comparison) -> str:
     if result.seeds > 1:
         return f", over {result.seeds} paired seeds and the test examples"
@@ -192,25 +147,6 @@ def _over(result: Comparison) -> str:
 
 def _accuracy(cell: Cell) -> float:
     return metrics.spread(list(cell.accuracy.values()))[0]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
-def _points(value: float) -> str:
-    text = f"{100 * value:.1f}"
-    return f"{text} point{'' if text == '1.0' else 's'}"
-
-
-def _change(difference: float, reach: float = math.inf) -> str:
-    """A difference in points, with half its interval where that is known."""
-    around = "" if math.isinf(reach) or math.isnan(reach) else f" ± {100 * reach:.1f}"
-    return f"{signed(100 * difference)}{around} points"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def sentences(found: Sequence[Answer]) -> list[str]:

@@ -16,6 +16,8 @@ from pipeline import metrics
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparing import ACCURACY, OMITTED_CLASS, by_seed, compared, read_comparison
 from pipeline.metrics import Comparison
+from pipeline.report.artefacts import TEACHER, named
+from pipeline.report.merging import read_compressed, read_models
 from pipeline.report.methods import KINDS, OMITTED, SETTINGS, Method, is_soft, method_of
 from pipeline.runs import read_json
 
@@ -80,7 +82,10 @@ def compare(first: Cell, second: Cell) -> Comparison:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was measured. ``cells`` are in the order of settings, kinds and student sizes."""
+    """All that was measured. ``cells`` are in the order of settings, kinds and student sizes.
+
+    ``runs``: the records of the training runs that were named, by where they lie.
+    """
 
     cells: tuple[Cell, ...]
     teacher: Mapping[str, Any]
@@ -89,6 +94,7 @@ class Findings:
     compressed: Mapping[str, Any]
     claims: tuple[Mapping[str, Any], ...] = ()
     models: Mapping[str, Any] = field(default_factory=dict)
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def students(self) -> tuple[str, ...]:
@@ -143,17 +149,27 @@ class Findings:
 
     @cached_property
     def teacher_parameters(self) -> int | None:
-        """The teacher's size, where its training recorded it."""
-        value = self.teacher.get("parameters")
+        """The teacher's size, where its training recorded it, or a table has the teacher as a row."""
+        value = self.teacher.get("parameters") or (self._teacher_row or {}).get("parameters")
         return None if value is None else int(value)
 
     @cached_property
+    def _teacher_row(self) -> Mapping[str, Any] | None:
+        """Of a page without evaluations of students: the teacher in a table."""
+        if self.cells:
+            return None
+        return named(self.compressed, TEACHER) or named(self.models, TEACHER)
+
+    @cached_property
     def teacher_accuracy(self) -> float | None:
-        """The teacher's accuracy on the evaluated split, from its cached labels; mixtures of several do not count."""
+        """The teacher's accuracy on the evaluated split, from its cached labels or its row in a table.
+
+        Mixtures of several teachers do not count.
+        """
         for cell in self.cells:
             if cell.details.get("teacher") and not isinstance(cell.details.get("cache"), list):
                 return float(cell.details["teacher"]["accuracy"])
-        return None
+        return float(self._teacher_row["accuracy"]) if self._teacher_row else None
 
     @property
     def seed_counts(self) -> tuple[int, ...]:
@@ -244,7 +260,7 @@ def read_findings(
     cache: Path | None,
     runs: Sequence[Path],
     evaluations: Sequence[Path],
-    compressed: Path | None,
+    compressed: Sequence[Path] = (),
     claims: Sequence[Path] = (),
     models: Path | None = None,
 ) -> Findings:
@@ -254,10 +270,8 @@ def read_findings(
     """
     record = read_json(teacher / "report.json", "what fit-teacher recorded") if teacher else {}
     manifest = read_json(cache / "manifest.json", "the manifest of a cache") if cache else {}
-    table = read_json(compressed / "table.json", "what softlabels compress measured") if compressed else {}
-    table = {**(table.get("environment") or {}), **table}
-    for run in runs:
-        read_json(run / "run.json", "the record of a training run")
+    table = read_compressed(compressed)
+    records = {run.as_posix(): read_json(run / "run.json", "the record of a training run") for run in runs}
     named = {run.name: run for run in runs}
     cells = _with_labels_named([read_cell(folder, named) for folder in evaluations])
     digests = {cell.details["examples_digest"] for cell in cells}
@@ -286,13 +300,5 @@ def read_findings(
         compressed=table,
         claims=tuple(read_comparison(path) for path in claims),
         models=read_models(models) if models else {},
+        runs=records,
     )
-
-
-def read_models(folder: Path) -> dict[str, Any]:
-    """An evaluation of several models: its ``rows``, as those of compression. Raises ConfigError for another."""
-    found = read_json(folder / "details.json", "the details of an evaluation of several models")
-    rows = found.get("rows")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
-        raise ConfigError(f"--models {folder} should be an evaluation of several models; its details.json has no rows")
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from pipeline import metrics
 from pipeline.report import claims as claimed
@@ -195,8 +196,14 @@ def command_table(findings: Findings) -> Table | None:
     rows = [(name, command) for name, command in single if command]
     for cell in findings.cells:
         rows += [(cell.name, command) for command in (commands.train(cell), commands.evaluate(cell)) if command]
+    evaluated = {cell.run.as_posix() for cell in findings.cells if cell.run is not None}
+    for folder, record in findings.runs.items():
+        if folder not in evaluated and (command := commands.train_run(folder, record)):
+            rows.append((PurePath(folder).name, command))
     if findings.compressed:
-        rows.append(("compressed", commands.compress(findings.compressed)))
+        rows += [("compressed", command) for command in commands.compress_all(findings.compressed)]
+    if findings.models.get("command"):
+        rows.append(("models", str(findings.models["command"])))
     return table("Commands", ("Makes", Head("Command", left=True, mono=True)), rows, fixed=True)
 
 

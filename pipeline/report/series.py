@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import metrics
-from pipeline.report import columns
+from pipeline.report import columns, search_gains
 from pipeline.report.reading import Cell, Findings
 from pipeline.report.tables import Entry, Head, Table, grouped, number, table
 from pipeline.report.words import NONE
@@ -88,10 +88,11 @@ def _reliability(cells: Sequence[Cell]) -> Iterator[tuple[Value, ...]]:
 
 
 def _pareto(findings: Findings) -> Iterator[tuple[Value, ...]]:
-    for row in findings.compressed.get("rows", []):
-        if row.get("accuracy") is not None and row.get("bytes"):
-            kind = "control" if row.get("control") else "artefact"
-            yield row["name"], kind, row["bytes"], milliseconds(row), 100 * row["accuracy"], None
+    for table, usual in ((findings.compressed, "artefact"), (findings.models, "model")):
+        for row in table.get("rows", []):
+            if row.get("accuracy") is not None and row.get("bytes"):
+                kind = "control" if row.get("control") else usual
+                yield row["name"], kind, row["bytes"], milliseconds(row), 100 * row["accuracy"], None
     for point in findings.compressed.get("front") or ():
         yield (
             point["name"],
@@ -161,8 +162,15 @@ def curves_table(findings: Findings, shown: int = 10) -> Table | None:
 
 def reliability_table(cells: Sequence[Cell]) -> Table | None:
     """What the figure of calibration shows: each bin that has examples."""
+    return grouped("Accuracy by confidence", *reliability_groups([(cell.method.full_title, cell) for cell in cells]))
+
+
+def reliability_groups(
+    cells: Sequence[tuple[str, Cell]],
+) -> tuple[tuple[Head | str, ...], list[tuple[str, list[list[Entry]]]]]:
+    """The heads and the groups of ``reliability_table``, each cell under the title that is given."""
     groups = []
-    for cell in cells:
+    for title, cell in cells:
         bins = len(cell.details["reliability"]["counts"])
         rows = [
             [
@@ -174,40 +182,63 @@ def reliability_table(cells: Sequence[Cell]) -> Table | None:
             for _, b, confidence, right, count in _reliability([cell])
             if isinstance(b, int) and isinstance(confidence, float) and isinstance(right, float) and count is not None
         ]
-        groups.append((cell.method.full_title, rows))
-    heads = ("Bin", Head("Confidence, %"), Head("Accuracy, %"), Head("Examples"))
-    return grouped("Accuracy by confidence", heads, groups)
+        groups.append((title, rows))
+    return ("Bin", Head("Confidence, %"), Head("Accuracy, %"), Head("Examples")), groups
 
 
-def confusion_table(cell: Cell) -> Table | None:
-    """One confusion matrix: true classes in rows."""
+def confusion_table(cell: Cell, called: str | None = None) -> Table | None:
+    """One confusion matrix: true classes in rows. ``called``: what it is of."""
     names = [str(name) for name in cell.details["class_names"]]
     rows = [
         [Entry(name), *(number(float(count), 0) for count in line)]
         for name, line in zip(names, cell.details["confusion"], strict=True)
     ]
-    caption = f"{cell.student}, {cell.method.full_title}: true classes in rows, predicted ones in columns"
+    of = called or f"{cell.student}, {cell.method.full_title}"
+    caption = f"{of}: true classes in rows, predicted ones in columns"
     return table(caption, ["True class", *(Head(name) for name in names)], rows)
 
 
 def front_table(compressed: Mapping[str, Any]) -> Table | None:
-    """The points of a search, each with the command that makes it again."""
+    """The points of a search."""
     points = compressed.get("front") or ()
+    by_validation = search_gains.figure_of(compressed) != "accuracy"
+    figures = [column for column in _FRONT if any(column.value(point) is not None for point in points)]
+    figures.sort(key=lambda column: by_validation and column.key != "validation_accuracy")
     rows = [
         [
             Entry(str(point["name"]), strong=bool(point.get("on_front")), tag="front" if point.get("on_front") else ""),
-            *(column.entry(point) for column in _FRONT),
+            *(column.entry(point) for column in figures),
             number(milliseconds(point), 3),
-            Entry(str(point.get("command") or NONE)),
         ]
         for point in points
     ]
-    heads = [Head(column.head, better=column.better) for column in _FRONT]
-    return table(
-        "Every point of the search",
-        ["Point", *heads, Head("Latency, ms", better="lower"), Head("Command", left=True, mono=True)],
-        rows,
-    )
+    heads = [Head(column.head, better=column.better) for column in figures]
+    return table("Every point of the search", ["Point", *heads, Head("Latency, ms", better="lower")], rows)
+
+
+def front_commands(compressed: Mapping[str, Any]) -> Table | None:
+    """The command that makes each point of a search again."""
+    rows = [[str(point["name"]), str(point["command"])] for point in compressed.get("front") or () if "command" in point]
+    heads = ("Point", Head("Command", left=True, mono=True))
+    return table("Commands of the points of the search", heads, rows, fixed=True)
+
+
+def within_table(compressed: Mapping[str, Any]) -> Table | None:
+    """The smallest point within each loss of accuracy."""
+    key = search_gains.figure_of(compressed)
+    rows = [
+        [
+            Entry(search_gains.allowed(budget), budget),
+            Entry(str(point["name"]), strong=True),
+            number(point[key], 1, 100),
+            number(point["bytes"], 1, 1e-3),
+            number(milliseconds(point), 3),
+        ]
+        for budget, point in search_gains.within(compressed)
+    ]
+    on = "Accuracy, %" if key == "accuracy" else "On validation, %"
+    heads = ("May lose", "Smallest file", Head(on), Head("Size, kB"), Head("Latency, ms"))
+    return table("The smallest file within each loss", heads, rows, fixed=True)
 
 
 _FRONT = tuple(column for column in columns.COLUMNS if column.key in ("accuracy", "validation_accuracy", "bytes"))

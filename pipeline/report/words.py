@@ -136,6 +136,8 @@ def _times(ratio: float) -> str:
 
 def sample(findings: Findings) -> str:
     """How much stands behind the figures: examples, split and seeds."""
+    if not findings.cells:
+        return _sample_of_tables(findings)
     first = findings.cells[0].details
     counts = findings.seed_counts
     seeds = (
@@ -144,8 +146,27 @@ def sample(findings: Findings) -> str:
     return f"n = {first['examples']:,} {first['split']} examples, {seeds}"
 
 
+def _sample_of_tables(findings: Findings) -> str:
+    """Of a page without evaluations of students."""
+    count = findings.compressed.get("test_examples") or findings.models.get("examples")
+    rows = [*findings.compressed.get("rows", []), *findings.models.get("rows", [])]
+    seeds = sorted({int(row["seeds"]) for row in rows if row.get("seeds")})
+    found = [f"n = {count:,} {split(findings)} examples"] if count else []
+    if seeds:
+        most = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+        found.append(f"{most} seed{'' if seeds == [1] else 's'} a row")
+    return ", ".join(found) or "Figures of artefacts"
+
+
+def split(findings: Findings) -> str:
+    """Which examples the figures are about."""
+    return str(findings.cells[0].details["split"] if findings.cells else findings.models.get("split") or "test")
+
+
 def noise_note(findings: Findings) -> str:
     """What the intervals cover, said where they are shown."""
+    if not findings.cells:
+        return ""
     if min(findings.seed_counts) < 2:
         return (
             "Some cells have a single seed: how much a training varies is not known there, and the intervals cover the "

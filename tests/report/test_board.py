@@ -39,7 +39,7 @@ def test_events_hold_what_the_page_shows(world: World, tmp_path: Path) -> None:
     board = tmp_path / "board"
     made = report.run(
         ReportConfig(
-            **world.options(), compressed=world.add_compressed(rows), tensorboard=board, out=tmp_path / "report"
+            **world.options(), compressed=(world.add_compressed(rows),), tensorboard=board, out=tmp_path / "report"
         )
     )
     read = EventAccumulator(str(board / "mlp-8-soft" / "seed-1")).Reload()
@@ -86,7 +86,7 @@ def test_plots_are_the_numbers_of_the_figures(world: World, tmp_path: Path) -> N
         rows = list(csv.DictReader(file))
     found = {(row["name"], int(row["seed"])): float(row["accuracy"]) for row in rows}
     assert found[("mlp-8-soft", 1)] == pytest.approx(91.25) and len(found) == 4
-    findings = read_findings(teacher=None, cache=None, compressed=None, **world.options())
+    findings = read_findings(teacher=None, cache=None, compressed=(), **world.options())
     named = {series.name: series for series in all_series(findings)}
     assert set(named) == {"accuracy", "mean", "curves", "reliability"}
     assert all(len(row) == len(series.columns) for series in named.values() for row in series.rows)
@@ -100,7 +100,7 @@ def test_what_dvc_plots_is_written_and_has_its_axes(tmp_path: Path) -> None:
     world = full_world(tmp_path)
     rows = [artefact("int8", size=1500, milliseconds=0.25, accuracy=0.94)]
     compressed = world.add_compressed(rows)
-    findings = read_findings(teacher=None, cache=None, **{**world.options(), "compressed": compressed})
+    findings = read_findings(teacher=None, cache=None, **{**world.options(), "compressed": (compressed,)})
     named = {f"report/plots/{series.name}.csv": series for series in all_series(findings)}
     plots = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
     assert {path for plot in plots for path in plot} == set(named)

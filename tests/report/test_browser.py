@@ -70,12 +70,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     compressed = world.add_compressed(rows)
     table = compressed / "table.json"
     table.write_text(json.dumps({**json.loads(table.read_text()), "front": POINTS}))
-    options = {**world.options(), "cache": world.add_cache(), "compressed": compressed}
+    options = {**world.options(), "cache": world.add_cache(), "compressed": (compressed,)}
     report.run(ReportConfig(**options, out=root / "report"))
     other = World(root / "other")
     for student, method in (("mlp-8", "hard"), ("mlp-8", "soft"), ("cnn-4", "soft")):
         other.add(student, method, [0.7, 0.7125, 0.7])
-    record = record_of(read_findings(teacher=None, cache=None, compressed=None, **other.options()), "Another")
+    record = record_of(read_findings(teacher=None, cache=None, compressed=(), **other.options()), "Another")
     write(root / "fewer" / "report.json", record)
     report.run(ReportConfig(compare=(root / "fewer", root / "report"), out=root / "comparison"))
     return {name: (root / name / "index.html").as_uri() for name in PAGES}

@@ -121,7 +121,7 @@ def test_commands_come_to_the_options_that_were_recorded(tmp_path: Path) -> None
     """What the page says is parsed by the command itself, and gives the run's configuration again."""
     world = World(tmp_path)
     world.add("mlp-8", "few-hard", [0.9, 0.8], corrected=["<3>"])
-    [cell] = read_findings(teacher=None, cache=None, compressed=None, **world.options()).cells
+    [cell] = read_findings(teacher=None, cache=None, compressed=(), **world.options()).cells
     program, name, *words = shlex.split(commands.train(cell))
     assert (program, name) == ("softlabels", "train")
     parsed: Any = settings_from(TrainConfig, train_command.make_context("train", words).params)
@@ -149,7 +149,7 @@ def test_models_side_by_side_are_the_same_table(tmp_path: Path) -> None:
     section = page.split('<section id="models">')[1].split("</section>")[0]
     assert "a.onnx" in section and "Energy, J" in section and "0.250" in section
     with pytest.raises(ConfigError, match=r"several models; its details\.json has no rows"):
-        read_findings(teacher=None, cache=None, compressed=None, **{**world.options(), "models": world.evaluations[0]})
+        read_findings(teacher=None, cache=None, compressed=(), **{**world.options(), "models": world.evaluations[0]})
 
 
 def test_a_table_that_keeps_its_machine_apart_is_read(tmp_path: Path) -> None:
@@ -160,6 +160,6 @@ def test_a_table_that_keeps_its_machine_apart_is_read(tmp_path: Path) -> None:
     machine = {"processor": table.pop("processor"), "runtime_threads": table.pop("runtime_threads")}
     point = {"name": "int8", "accuracy": 0.94, "validation_accuracy": 0.95, "bytes": 1500, "ms": 0.3, "on_front": True}
     write(folder / "table.json", {**table, "environment": machine, "front": [{**point, "command": "softlabels x"}]})
-    report.run(ReportConfig(**world.options(), compressed=folder, out=tmp_path / "report"))
+    report.run(ReportConfig(**world.options(), compressed=(folder,), out=tmp_path / "report"))
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "1 thread, on A &lt;CPU&gt;" in page and "<h3>The search</h3>" in page

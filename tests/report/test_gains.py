@@ -20,7 +20,7 @@ from tests.report.synthetic import World, artefact, write
 
 
 def read(world: World, **options: Any) -> Findings:
-    return read_findings(**{"teacher": None, "cache": None, "compressed": None, **world.options(), **options})
+    return read_findings(**{"teacher": None, "cache": None, "compressed": (), **world.options(), **options})
 
 
 def told(findings: Findings) -> dict[str, str]:
@@ -110,7 +110,7 @@ def test_the_smallest_file_is_no_control_and_not_the_student(tmp_path: Path) -> 
         artefact("int8", size=1600, milliseconds=0.1, accuracy=0.94),
         artefact("pruned", size=2000, milliseconds=0.05, accuracy=0.93),
     ]
-    findings = read(world, compressed=world.add_compressed(rows))
+    findings = read(world, compressed=(world.add_compressed(rows),))
     row = smallest(findings.compressed)
     assert row and row["name"] == "int8"
     found = told(findings)
@@ -122,7 +122,7 @@ def test_the_smallest_file_is_no_control_and_not_the_student(tmp_path: Path) -> 
 def test_compression_that_failed_is_missing(tmp_path: Path) -> None:
     world = pair(tmp_path, [0.9, 0.9], [0.8, 0.8])
     rows = [{"name": "int8", "what": "", "skipped": "onnx is not installed"}]
-    found = told(read(world, compressed=world.add_compressed(rows)))
+    found = told(read(world, compressed=(world.add_compressed(rows),)))
     assert "no compressed file was measured" in found["is"] and "smallest file" not in found["was"]
 
 
@@ -170,6 +170,6 @@ def test_an_interval_that_is_not_known_is_left_out(tmp_path: Path) -> None:
         artefact("baseline", size=4000, milliseconds=0.2, accuracy=0.95),
         artefact("int8", size=1600, milliseconds=0.1, accuracy=0.94, against_baseline=gap),
     ]
-    findings = read(world, compressed=world.add_compressed(rows))
+    findings = read(world, compressed=(world.add_compressed(rows),))
     assert "changes accuracy by \u22121.0 points, to 94.0%" in told(findings)["what"]
     assert "lower than that of the student (\u22121.0 points)" in dict(summary(findings))["Compression"]

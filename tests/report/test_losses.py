@@ -23,7 +23,7 @@ KL = [0.90, 0.9125, 0.925]
 
 
 def read(world: World, **options: Any) -> Findings:
-    given: dict[str, Any] = {"teacher": None, "cache": None, "compressed": None, **world.options(), **options}
+    given: dict[str, Any] = {"teacher": None, "cache": None, "compressed": (), **world.options(), **options}
     return read_findings(**given)
 
 

@@ -93,7 +93,7 @@ def full(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, P
         {"name": "pruned", "what": "", "skipped": "pruning needs torch_pruning, which is not installed"},
     ]
     out = tmp_path_factory.mktemp("page") / "report"
-    return draw(world, out, cache=world.add_cache(), compressed=world.add_compressed(rows)), out
+    return draw(world, out, cache=world.add_cache(), compressed=(world.add_compressed(rows),)), out
 
 
 def test_one_file_that_loads_nothing(full: tuple[str, Path]) -> None:
@@ -241,7 +241,7 @@ class TestWords:
         return self.read(world)
 
     def read(self, world: World) -> Any:
-        return read_findings(teacher=None, cache=None, runs=(), evaluations=world.evaluations, compressed=None)
+        return read_findings(teacher=None, cache=None, runs=(), evaluations=world.evaluations, compressed=())
 
     def test_noise_is_called_noise(self, tmp_path: Path) -> None:
         findings = self.pair(tmp_path, [0.90, 0.9125, 0.8875], [0.9125, 0.8875, 0.90])
@@ -297,7 +297,7 @@ def test_wrong_options(tmp_path: Path) -> None:
     [
         ("teacher", Path("no"), r"no/report\.json should be what fit-teacher recorded"),
         ("cache", Path("no"), r"no/manifest\.json should be the manifest of a cache"),
-        ("compressed", Path("no"), r"no/table\.json should be what softlabels compress measured"),
+        ("compressed", (Path("no"),), r"no/table\.json should be what softlabels compress measured"),
         ("runs", (Path("no"),), r"no/run\.json should be the record of a training run"),
     ],
 )

@@ -59,7 +59,7 @@ def world(tmp_path: Path) -> World:
 
 
 def read(world: World) -> Findings:
-    return read_findings(teacher=world.root / "teacher", cache=None, compressed=None, **world.options())
+    return read_findings(teacher=world.root / "teacher", cache=None, compressed=(), **world.options())
 
 
 def only(world: World) -> Gap:
@@ -95,7 +95,7 @@ def test_the_page_shows_them(world: World) -> None:
 
 
 def test_without_a_teacher_or_with_one_tutor_there_is_none(world: World) -> None:
-    assert not gaps(read_findings(teacher=None, cache=None, compressed=None, **world.options()))
+    assert not gaps(read_findings(teacher=None, cache=None, compressed=(), **world.options()))
     del world.evaluations[4], world.runs[4]  # x5, the student of one of the two tutors
     findings = read(world)
     assert not gaps(findings) and figure(findings) is None

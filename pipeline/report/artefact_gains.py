@@ -1,0 +1,202 @@
+"""What a table of artefacts or models comes to in plain sentences, with no evaluation of a student beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.artefacts import TEACHER, Row, baseline_of, named, smallest, smallest_as_good
+from pipeline.report.reading import Findings
+from pipeline.report.search_gains import budgets, tried
+from pipeline.report.series import milliseconds
+from pipeline.report.sizes import change, joined, kilobytes, percent, points, ratio, reach_of, verdict
+
+Table = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """A table, and what its baseline is called in a sentence; ``brief``: something else on the page leads."""
+
+    table: Table
+    baseline: str
+    models: bool = False
+    brief: bool = False
+
+
+@dataclass(frozen=True)
+class Told:
+    """The sentences of one table, by question."""
+
+    gained: tuple[str, ...] = ()
+    cost: tuple[str, ...] = ()
+    significance: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+def views(findings: Findings) -> list[View]:
+    """The tables to speak of: that of compression, and models, in brief where anything else leads."""
+    found = [View(findings.compressed, "the student before compression")] if findings.compressed else []
+    if findings.models:
+        baseline = f"the baseline, {baseline_of(findings.models)}"
+        found.append(View(findings.models, baseline, models=True, brief=bool(found or findings.cells)))
+    return found
+
+
+def told(view: View, *, alone: bool) -> Told:
+    """Everything that is said of a table; ``alone``: nothing else on the page says what is missing."""
+    row = smallest(view.table)
+    if view.brief:
+        return Told(gained=tuple(_compared(view)))
+    return Told(
+        gained=tuple([*_compared(view), *_smallest(view, row), *tried(view.table)]),
+        cost=tuple([*_lost(view, row), *_corrupted(view, row), *budgets(view.table)]),
+        significance=tuple(_significance(view, row)),
+        warnings=tuple(_warnings(view.table)),
+        missing=tuple([*(_missing(view, row) if alone else []), *view.table.get("notes", ())]),
+    )
+
+
+def _compared(view: View) -> list[str]:
+    """Of models: how many, and which did best."""
+    rows = [row for row in view.table.get("rows", []) if row.get("accuracy") is not None]
+    if not view.models or len(rows) < 2:
+        return []
+    best = max(rows, key=lambda row: (row["accuracy"], -(row.get("bytes") or 0)))
+    alike = sum(row["accuracy"] == best["accuracy"] for row in rows) - 1
+    text = f"Of {len(rows)} models on the same examples {best['name']} is the most accurate ({percent(best['accuracy'])})"
+    return [f"{text}; {alike} more are as accurate." if alike else f"{text}."]
+
+
+def _smallest(view: View, row: Row | None) -> list[str]:
+    if row is None:
+        return []
+    text = f"The smallest file, {row['name']}, takes {kilobytes(row['bytes'])}"
+    held = []
+    for name, called in ((TEACHER, "the teacher"), (baseline_of(view.table), view.baseline)):
+        other = named(view.table, name)
+        if other and other.get("bytes"):
+            times = other["bytes"] / row["bytes"]
+            word = f"{ratio(times)} times smaller" if times >= 1 else f"{ratio(1 / times)} times larger"
+            held.append(f"{word} than {called}{_speed(row, other)}")
+    found = [f"{text}: {'; '.join(held)}." if held else f"{text}."]
+    good = smallest_as_good(view.table)
+    if good is not None and good["name"] != row["name"]:
+        found.append(
+            f"The smallest that is not shown to be worse than {view.baseline} is {good['name']}, "
+            f"{kilobytes(good['bytes'])}, {percent(good['accuracy'])} accurate."
+        )
+    return found
+
+
+def _speed(row: Row, other: Row) -> str:
+    latency, before = row.get("latency") or {}, other.get("latency") or {}
+    said = []
+    for size in sorted(latency.keys() & before.keys(), key=int):
+        times = before[size]["p50"] / latency[size]["p50"]
+        if 0.95 < times < 1.05:
+            said.append(f"as fast at batch {size}")
+        else:
+            said.append(f"{ratio(max(times, 1 / times))} times {'faster' if times > 1 else 'slower'} at batch {size}")
+    return f", {' and '.join(said)}" if said else ""
+
+
+def _against(view: View, row: Row, called: str) -> list[tuple[Row, str]]:
+    """What the row was held against, where it was."""
+    gaps = ((row.get("against_teacher"), "the teacher"), (row.get("against_baseline"), called))
+    return [(gap, other) for gap, other in gaps if gap]
+
+
+def _lost(view: View, row: Row | None) -> list[str]:
+    if row is None:
+        return []
+    called = view.baseline if view.models else "the student it was made from"
+    seeds = int(row.get("seeds") or 1)
+    over = f" (mean over {seeds} seeds, s = {points(row.get('accuracy_std') or 0.0)})" if seeds > 1 else ""
+    return [
+        f"Against {other} the smallest file changes accuracy by {change(gap['difference'], reach_of(gap))}, to "
+        f"{percent(row['accuracy'])}{over}."
+        for gap, other in _against(view, row, called)
+    ]
+
+
+def _corrupted(view: View, row: Row | None) -> list[str]:
+    if row is None or row.get("corrupted_accuracy") is None:
+        return []
+    others = []
+    for name, called in ((TEACHER, "the teacher"), (baseline_of(view.table), view.baseline)):
+        other = named(view.table, name)
+        if other and other.get("corrupted_accuracy") is not None:
+            others.append(f"{percent(other['corrupted_accuracy'])} for {called}")
+    against = f", against {joined(others)}" if others else ""
+    return [f"On corrupted images the smallest file is right for {percent(row['corrupted_accuracy'])}{against}."]
+
+
+def _significance(view: View, row: Row | None) -> list[str]:
+    if row is None:
+        return []
+    found = []
+    seeds = int(row.get("seeds") or 1)
+    over = f"over {seeds} seeds" if seeds > 1 else "over the test examples of one training"
+    for gap, other in _against(view, row, view.baseline if view.models else "the student"):
+        said = verdict(gap["verdict"], gap["difference"], reach_of(gap))
+        p_value = (row.get("mcnemar_teacher") or {}).get("p_value") if other == "the teacher" else None
+        test = "" if p_value is None else f"; McNemar's p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
+        found.append(f"Smallest file against {other}: {said}, {over}{test}.")
+    return found
+
+
+def _warnings(table: Table) -> list[str]:
+    """How many there are, of which sort: a warning reads ``slower than teacher at batch 1: ...``."""
+    rows = [(row, list(row.get("warnings") or ())) for row in table.get("rows", [])]
+    held = [(row, found) for row, found in rows if found]
+    skipped = [str(row["name"]) for row, _ in rows if row.get("skipped")]
+    told = []
+    if held:
+        sorts: dict[str, int] = {}
+        for _, found in held:
+            for sort in dict.fromkeys(_sort(text) for text in found):
+                sorts[sort] = sorts.get(sort, 0) + 1
+        kinds = joined([f"{sort} ({count})" for sort, count in sorted(sorts.items(), key=lambda one: -one[1])])
+        controls = sum(bool(row.get("control")) for row, _ in held)
+        among = f", {controls} of them controls" if controls else ""
+        told.append(f"{len(held)} of {len(rows)} rows have warnings{among}: {kinds}. They stand beside their rows.")
+    if skipped:
+        told.append(f"Not made: {joined(skipped)}.")
+    return told
+
+
+def _sort(text: str) -> str:
+    for start, called in (
+        ("slower", "slower than what it was made from"),
+        ("no smaller", "no smaller than what it was made from"),
+        ("agrees with", "answers otherwise than what it was made from"),
+        ("operators not fused", "operators not fused"),
+        ("made for", "not made for every seed"),
+    ):
+        if start in text.split(" at batch")[0]:
+            return called
+    return text.split(":")[0]
+
+
+def _missing(view: View, row: Row | None) -> list[str]:
+    table = view.table
+    rows = [one for one in table.get("rows", []) if one.get("accuracy") is not None]
+    found = []
+    if row is None:
+        found.append("How small and fast it gets: no compressed file was measured.")
+    if named(table, TEACHER) is None:
+        found.append("How large and fast the teacher is: it has no row here.")
+    if named(table, baseline_of(table)) is None:
+        found.append("What it was made from: the model before compression has no row here.")
+    if all(int(one.get("seeds") or 1) < 2 for one in rows):
+        found.append("How much another training would vary: every row is of a single seed.")
+    if all(one.get("validation_accuracy") is None for one in rows):
+        found.append("What a choice by validation would be: nothing was measured on it.")
+    if all(milliseconds(one) is None for one in rows):
+        found.append("How fast it is: nothing was timed.")
+    if all(one.get("corrupted_accuracy") is None for one in rows):
+        found.append("What happens with corrupted images: none were tried.")
+    return found

@@ -1,0 +1,181 @@
+"""What the page opens and closes with: its heading, its tiles of numbers, and where everything came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline import metrics
+from pipeline.errors import some
+from pipeline.identity import short
+from pipeline.report import cost, words
+from pipeline.report.artefacts import TEACHER, Row, baseline_of, named, smallest, smallest_as_good
+from pipeline.report.reading import Findings
+from pipeline.report.search_gains import figure_of
+from pipeline.report.sizes import joined, kilobytes, ratio
+
+Tile = tuple[str, str, str]
+
+
+def heading(findings: Findings) -> str:
+    """What the page is called where nobody said otherwise."""
+    if findings.cells:
+        return "What distillation from the cache brought"
+    return "What compression brought" if findings.compressed else "Models compared"
+
+
+def tiles(findings: Findings) -> list[Tile]:
+    """(label, figure, note) of the numbers that the page opens with."""
+    found = list(_students(findings)) if findings.cells else list(_models(findings))
+    last = smallest(findings.compressed) or (None if findings.cells else smallest(findings.models))
+    if last:
+        found.append(("Smallest artefact", kilobytes(last["bytes"]), f"{last['name']}, {_accuracy(last)}"))
+    if not findings.cells:
+        found += _fastest(findings)
+    points = findings.compressed.get("front") or ()
+    if points:
+        count = sum(bool(point.get("on_front")) for point in points)
+        by = "on validation " if figure_of(findings.compressed) != "accuracy" else ""
+        found.append(("Worth having", f"{count} of {len(points)}", f"recipes that no other beats {by}at once"))
+    reads = cost.labels_read(findings)
+    entries = findings.dump.get("entries")
+    if reads and entries:
+        found.append(("Teacher answers", f"{entries:,}", f"asked for once; read {reads:,} times in training"))
+    return found
+
+
+def _students(findings: Findings) -> Iterator[Tile]:
+    best = findings.best
+    teacher_size = findings.teacher_parameters
+    if findings.teacher_accuracy is not None:
+        note = f"{teacher_size:,} parameters" if teacher_size else "from its cached labels"
+        yield "Teacher", words.percent(findings.teacher_accuracy), note
+    values = list(best.accuracy.values())
+    reach = metrics.half_width(values)
+    spread = "" if math.isnan(reach) else f" ± {100 * reach:.1f}"
+    smaller = f", {teacher_size / best.parameters:,.0f} times fewer" if teacher_size else ""
+    yield (
+        f"Best student: {best.student}",
+        f"{100 * metrics.spread(values)[0]:.1f}%",
+        f"{best.method.full_title}{spread and f' ({spread.strip()})'}; {best.parameters:,} parameters{smaller}",
+    )
+
+
+def _models(findings: Findings) -> Iterator[Tile]:
+    """Of a page of artefacts: the teacher and what they were made from or are held against."""
+    for name, label in ((TEACHER, "Teacher"), (None, "Before compression" if findings.compressed else "Baseline")):
+        table = findings.compressed or findings.models
+        row = named(table, name or baseline_of(table))
+        if row is not None:
+            size = f", {kilobytes(row['bytes'])}" if row.get("bytes") else ""
+            yield label, words.percent(row["accuracy"]), f"{row['name']}{size}"
+
+
+def _fastest(findings: Findings) -> list[Tile]:
+    """The smallest file that is as good, where it is another, and how much faster it is than the baseline."""
+    table = findings.compressed or findings.models
+    good, base = smallest_as_good(table), named(table, baseline_of(table))
+    if good is None or base is None:
+        return []
+    shared = (good.get("latency") or {}).keys() & (base.get("latency") or {}).keys()
+    if not shared:
+        return [("Smallest, no worse", kilobytes(good["bytes"]), f"{good['name']}, {_accuracy(good)}")]
+    size = max(shared, key=int)
+    times = base["latency"][size]["p50"] / good["latency"][size]["p50"]
+    label = "faster" if times > 1 else "slower"
+    return [
+        (
+            "Smallest, no worse shown",
+            kilobytes(good["bytes"]),
+            f"{good['name']}, {_accuracy(good)}, {ratio(max(times, 1 / times))} times {label} at batch {size}",
+        )
+    ]
+
+
+def _accuracy(row: Row) -> str:
+    return f"{words.percent(row['accuracy'])} accuracy"
+
+
+def provenance(findings: Findings) -> list[tuple[str, str]]:
+    """(what, value) of everything that decides the figures."""
+    pairs: list[tuple[str, Any]] = []
+    if details := _details(findings):
+        pairs += [
+            ("data", _data(findings, details)),
+            ("classes", f"{len(details['class_names'])}: {some(details['class_names'], 12)}"),
+        ]
+    if findings.manifest.get("identity"):
+        pairs += _cache(findings.manifest["identity"])
+    if findings.dump.get("environment"):
+        pairs.append(("dump environment", _flat(findings.dump["environment"])))
+    table = findings.compressed
+    if table:
+        pairs += [
+            ("compressed", _compressed(table)),
+            ("compression environment", _flat(table.get("versions", {}))),
+            ("timed on", _machine(table)),
+        ]
+        if "finetuning" in table:
+            pairs.append(("fine-tuning", _flat(table["finetuning"])))
+    if findings.models:
+        pairs.append(("models measured with", _flat(findings.models.get("versions") or {})))
+        pairs.append(("models timed on", _machine(findings.models)))
+    return [(name, str(value)) for name, value in pairs if value]
+
+
+def _details(findings: Findings) -> Mapping[str, Any]:
+    """One model's own record: it names the data and the classes."""
+    kept = (findings.models.get("models") or {}, findings.compressed.get("models") or {})
+    every = [cell.details for cell in findings.cells] or [one for models in kept for one in models.values()]
+    return next((one for one in every if one.get("class_names") and one.get("data_digest")), {})
+
+
+def _data(findings: Findings, details: Mapping[str, Any]) -> str:
+    recorded = [record.get("config") or {} for record in findings.runs.values()]
+    config = details.get("config") or next(iter(recorded), {})
+    name = f"{config['data']}, " if config.get("data") else ""
+    return f"{name}digest {short(details['data_digest'])}"
+
+
+def _cache(identity: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    teacher, views = identity.get("teacher", {}), identity.get("views", {})
+    transform = (
+        f"{views.get('transform')}, seed {views.get('seed')}" if views.get("transform") else "the plain one only"
+    )
+    return [
+        ("cache identity", identity.get("digest", "")),
+        ("teacher", f"{teacher.get('reference')}, weights {short(str(teacher.get('state', '')))}"),
+        ("preprocessing", identity.get("preprocessing", "")),
+        ("views per training example", f"{views.get('count')}: {transform}"),
+        ("encoding", _flat(identity.get("encoding", {}))),
+    ]
+
+
+def _compressed(table: Mapping[str, Any]) -> str:
+    if table.get("seeds"):
+        return f"{table['run']}, seeds {joined([str(seed) for seed in table['seeds']])}, of one recipe"
+    return f"{table['run']}, seed {table['seed']}, chosen on validation"
+
+
+def _machine(table: Mapping[str, Any]) -> str:
+    """What the times depend on; the load of the machine before, as it makes them slower and less alike."""
+    load = table.get("load")
+    parts = [
+        str(table.get("processor") or ""),
+        f"{table['cores']} cores" if table.get("cores") else "",
+        f"{table['runtime_threads']} threads of the runtime" if table.get("runtime_threads") else "",
+        str(table.get("system") or ""),
+        f"load {load[0]:.1f}" if load else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _flat(value: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item not in (None, "", [], {}))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({_flat(value)})"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
