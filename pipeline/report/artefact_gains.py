@@ -40,7 +40,7 @@ def views(findings: Findings) -> list[View]:
     """The tables to speak of: that of compression, and models, in brief where anything else leads."""
     found = [View(findings.compressed, "the student before compression")] if findings.compressed else []
     if findings.models:
-        baseline = f"the baseline, {baseline_of(findings.models)}"
+        baseline = f"the baseline ({baseline_of(findings.models)})"
         found.append(View(findings.models, baseline, models=True, brief=bool(found or findings.cells)))
     return found
 
@@ -66,7 +66,9 @@ def _compared(view: View) -> list[str]:
         return []
     best = max(rows, key=lambda row: (row["accuracy"], -(row.get("bytes") or 0)))
     alike = sum(row["accuracy"] == best["accuracy"] for row in rows) - 1
-    text = f"Of {len(rows)} models on the same examples {best['name']} is the most accurate ({percent(best['accuracy'])})"
+    text = (
+        f"Of {len(rows)} models on the same examples {best['name']} is the most accurate ({percent(best['accuracy'])})"
+    )
     return [f"{text}; {alike} more are as accurate." if alike else f"{text}."]
 
 
@@ -85,8 +87,8 @@ def _smallest(view: View, row: Row | None) -> list[str]:
     good = smallest_as_good(view.table)
     if good is not None and good["name"] != row["name"]:
         found.append(
-            f"The smallest that is not shown to be worse than {view.baseline} is {good['name']}, "
-            f"{kilobytes(good['bytes'])}, {percent(good['accuracy'])} accurate."
+            f"The smallest that these test examples do not show to be worse than {view.baseline} is {good['name']}: "
+            f"{kilobytes(good['bytes'])}, {percent(good['accuracy'])} right."
         )
     return found
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from pipeline.report.artefacts import TEACHER, Row, baseline_of
 from pipeline.report.style import COLOURS, FAINT, INK, MUTED, SERIES, SHAPES, Drawing, clean, finish, new_figure, style
 
 
@@ -33,6 +35,10 @@ def timed_rows(compressed: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ]
 
 
+MOST = 14
+"""Of more artefacts only those on a front, the teacher and the baseline are told apart; the others are grey."""
+
+
 def pareto(compressed: Mapping[str, Any], name: str = "pareto") -> Drawing | None:
     """Accuracy against bytes and against milliseconds, each with its Pareto front."""
     rows = timed_rows(compressed)
@@ -43,30 +49,62 @@ def pareto(compressed: Mapping[str, Any], name: str = "pareto") -> Drawing | Non
     panels += [
         (f"latency at batch {size}, ms (median)", [r["latency"][size]["p50"] for r in rows]) for size in sizes[:2]
     ]
+    told = _told(compressed, rows, [costs for _, costs in panels])
     with style():
         figure = new_figure(10.6, 4.0)
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (label, costs) in zip(grid, panels, strict=True):
-            _pareto_panel(axes, rows, costs)
+            _pareto_panel(axes, rows, costs, told)
             axes.set_xlabel(label)
         grid[0].set_ylabel("test accuracy, %")
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(labels), 5), columnspacing=1.6, handletextpad=0.3
-        )
+        legend_below(figure, grid[0])
         return finish(name, figure, "Test accuracy against file size and latency, with the Pareto front.")
 
 
-def _pareto_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], costs: Sequence[float]) -> None:
+def _told(compressed: Mapping[str, Any], rows: Sequence[Row], costs: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the rows that are told apart."""
+    if len(rows) <= MOST:
+        return list(range(len(rows)))
+    landmarks = (TEACHER, baseline_of(compressed))
+    found = {i for i, row in enumerate(rows) if row["name"] in landmarks}
+    for cost in costs:
+        found |= set(pareto_front([(c, float(row["accuracy"])) for c, row in zip(cost, rows, strict=True)]))
+    return sorted(found)
+
+
+def _pareto_panel(axes: Axes, rows: Sequence[Row], costs: Sequence[float], told: Sequence[int]) -> None:
     points = [(cost, 100 * float(row["accuracy"])) for cost, row in zip(costs, rows, strict=True)]
+    draw_front(axes, points)
+    others = [points[i] for i in range(len(rows)) if i not in told]
+    if others:
+        axes.plot(*zip(*others, strict=True), "o", ms=5, mfc="white", mec=MUTED, mew=1.1, zorder=2, label="others")
+    for number, i in enumerate(told):
+        mark(axes, number, *points[i], label=rows[i]["name"], hollow=bool(rows[i].get("control")))
+    logarithmic(axes, costs)
+    accuracies = [accuracy for _, accuracy in points]
+    room = max(0.4, 0.15 * (max(accuracies) - min(accuracies)))
+    axes.set_ylim(min(accuracies) - room, min(max(accuracies) + room, 100.6))
+    clean(axes)
+
+
+def draw_front(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """The shaded line of what nothing cheaper beats, through (cost, accuracy)."""
     front = pareto_front(points)
-    axes.set_xscale("log")
-    axes.step([points[i][0] for i in front] + [10 * max(costs)], [points[i][1] for i in front] + [points[front[-1]][1]],
+    most = 10 * max(cost for cost, _ in points)
+    axes.step([points[i][0] for i in front] + [most], [points[i][1] for i in front] + [points[front[-1]][1]],
               where="post", color=FAINT, lw=7, alpha=0.4, solid_capstyle="round", zorder=1, label="_front")  # fmt: skip
-    for i, (row, (cost, accuracy)) in enumerate(zip(rows, points, strict=True)):
-        colour = SERIES[i % len(SERIES)]
-        axes.plot(cost, accuracy, SHAPES[i % len(SHAPES)], ms=8, mec=colour, mew=1.6, ls="none", zorder=3,
-                  mfc="white" if row.get("control") else colour, label=row["name"])  # fmt: skip
+
+
+def mark(axes: Axes, number: int, x: float, y: float, *, label: str, hollow: bool = False) -> None:
+    """One of several points, in a colour and a shape of its own."""
+    colour = SERIES[number % len(SERIES)]
+    axes.plot(x, y, SHAPES[number % len(SHAPES)], ms=8, mec=colour, mew=1.6, ls="none", zorder=3,
+              mfc="white" if hollow else colour, label=label)  # fmt: skip
+
+
+def logarithmic(axes: Axes, costs: Sequence[float]) -> None:
+    """A logarithmic axis of costs, with as many numbers as there is room for."""
+    axes.set_xscale("log")
     low, high = min(costs), max(costs)
     axes.set_xlim(low / 1.6, high * 1.6)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
@@ -74,11 +112,15 @@ def _pareto_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], costs: Sequence
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "25" else ""))
     else:
         axes.xaxis.set_minor_formatter(NullFormatter())
-    accuracies = [accuracy for _, accuracy in points]
-    room = max(0.4, 0.15 * (max(accuracies) - min(accuracies)))
-    axes.set_ylim(min(accuracies) - room, min(max(accuracies) + room, 100.6))
     axes.tick_params(axis="x", which="minor", labelsize=8, length=0)
-    clean(axes)
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 5), columnspacing=1.6, handletextpad=0.3
+    )
 
 
 def costs(entries: Sequence[tuple[str, float, bool]]) -> Drawing | None:

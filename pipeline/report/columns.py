@@ -63,19 +63,20 @@ class Column:
         value = self.value(row)
         if value is None:
             return Entry(NONE)
+        strong = best is not None and value == best and not row.get("control")
         minor = ""
         if self.difference and (reach := _number(_at(row, f"{self.key}.half_width"))) is not None:
             minor = f"± {self.scale * reach:.1f}"
-        elif self.aside and (other := _number(_at(row, self.aside))) is not None:
-            minor = f"({self.text(other)})"
         below = ""
+        if self.aside and (other := _number(_at(row, self.aside))) is not None:
+            below = f"({self.text(other)})"
         bounds = _at(row, self.interval) if self.interval else None
         if isinstance(bounds, Sequence) and len(bounds) == 2:
             below = f"{self.text(float(bounds[0]))}{NONE}{self.text(float(bounds[1]))}"
         if self.key == "accuracy" and (seeds := _number(_at(row, "seeds"))) and seeds > 1:
             spread = _number(_at(row, "accuracy_std")) or 0.0
             below = f"± {self.scale * spread:.1f} over {seeds:.0f} seeds"
-        return Entry(self.text(value), value, minor=minor, below=below, strong=best is not None and value == best)
+        return Entry(self.text(value), value, minor=minor, below=below, strong=strong)
 
 
 COLUMNS = (
@@ -96,7 +97,7 @@ COLUMNS = (
     Column("agreement_where_teacher_wrong", "Agrees where the teacher is wrong", "%", 1, 100),
     Column("kl_to_teacher", "KL to teacher", "nats", 3),
     Column("bytes", "Size", "kB", 1, 1e-3, LOWER, exact=True, main=True),
-    Column("parameters", "Parameters", "", 0, 1, LOWER, exact=True, main=True),
+    Column("parameters", "Parameters", "", 0, 1, LOWER, exact=True),
     Column("nonzeros", "Not zero", "", 0, 1, LOWER, exact=True),
     Column("bits_per_parameter", "Bits per parameter", "", 1, 1, LOWER, exact=True),
     Column("macs", "Multiply-adds", "millions", 2, 1e-6, LOWER, exact=True, main=True),
@@ -159,10 +160,24 @@ def rows_table(caption: str, rows: Sequence[Row]) -> Table | None:
     return _table(caption, rows, shown if len(shown) <= MOST else [one for one in shown if one.main], told=True)
 
 
-def more_table(caption: str, rows: Sequence[Row]) -> Table | None:
-    """The columns that ``rows_table`` leaves out; None where it leaves out none."""
+def more_tables(caption: str, rows: Sequence[Row]) -> list[Table]:
+    """The columns that ``rows_table`` leaves out, a table for each thing that they are about."""
     shown = shown_columns(rows)
-    return _table(caption, rows, [one for one in shown if not one.main], told=False) if len(shown) > MOST else None
+    left = [one for one in shown if not one.main] if len(shown) > MOST else []
+    found = []
+    for title, keys in _TOPICS:
+        own = [one for one in left if one.key.startswith(keys)]
+        if own and (made := _table(f"{caption}: {title}", rows, own, told=False)):
+            found.append(made)
+    return found
+
+
+_TOPICS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("answers", ("accuracy", "seeds", "top_", "validation", "against", "mcnemar", "agreement", "teacher", "kl_")),
+    ("size, speed and memory", ("parameters", "nonzeros", "bits", "memory", "load", "joules", "check")),
+    ("calibration, corruptions and outliers", ("nll", "brier", "ece", "adaptive", "calibrated", "mce", "outlier")),
+)
+"""What the columns that do not lead are about, by how their keys begin; every one has its place."""
 
 
 def explained(rows: Sequence[Row]) -> str:
@@ -177,7 +192,7 @@ def explained(rows: Sequence[Row]) -> str:
         over = "paired seeds and test examples" if several else "test examples; it does not cover another training"
         found.append(f"± beside a difference is half its 95% interval over {over}.")
     if any(row.get("latency") for row in rows):
-        found.append("Latency: median, and in brackets the 95th percentile.")
+        found.append("Latency: median, and below it in brackets the 95th percentile.")
     return " ".join([*found, "The best of what could be deployed is in bold."])
 
 
@@ -195,7 +210,7 @@ def _table(caption: str, rows: Sequence[Row], columns: Sequence[Column], *, told
     lines = []
     for row in rows:
         notes = [f"Skipped: {row['skipped']}."] if row.get("skipped") else []
-        notes += [f"{text[:1].upper()}{text[1:]}." for text in row.get("warnings") or ()]
+        notes += [f"{text[:1].upper()}{text[1:]}." for text in _together(row.get("warnings") or ())]
         if not told and row.get("skipped"):
             continue
         name = Entry(
@@ -208,6 +223,22 @@ def _table(caption: str, rows: Sequence[Row], columns: Sequence[Column], *, told
         lines.append([name, *(column.entry(row, best[column.key]) for column in columns)])
     first = Head("Artefact", left=True, wide=told)
     return table(caption, [first, *(Head(column.head, better=column.better) for column in columns)], lines)
+
+
+def _together(warnings: Sequence[str]) -> list[str]:
+    """Warnings of one kind in one sentence: what they have in common is said once.
+
+    >>> _together(["slower than a at batch 1: 3 ms against 1 ms", "slower than a at batch 32: 9 ms against 8 ms"])
+    ['slower than a at batch 1: 3 ms against 1 ms; at batch 32: 9 ms against 8 ms']
+    """
+    found: dict[str, list[str]] = {}
+    for text in warnings:
+        head, sign, rest = text.partition(" at batch") if " at batch" in text else text.partition(": ")
+        found.setdefault(head, []).append(f"{sign.strip()}{rest}" if sign == " at batch" else rest)
+    joints = {
+        head: " " if any(rest.startswith("at batch") for rest in rests) else ": " for head, rests in found.items()
+    }
+    return [f"{head}{joints[head] if rests[0] else ''}{'; '.join(rests)}" for head, rests in found.items()]
 
 
 def _best(column: Column, rows: Sequence[Row]) -> float | None:

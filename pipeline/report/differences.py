@@ -188,14 +188,20 @@ def _reach(column: Column, a: Record, b: Record) -> float:
     """Half the 95% interval of a difference of two rows from the intervals that both have; NaN without them.
 
     Their examples are the same, but which were right is not kept: the intervals are added in quadrature, which is
-    wider than a paired comparison would be.
+    wider than a paired comparison would be. Where rows are means over seeds, their spread is added too.
     """
     halves = []
     for row in (a, b):
         bounds = row.get(column.interval) if column.interval else None
         if isinstance(bounds, Sequence) and len(bounds) == 2:
-            halves.append((float(bounds[1]) - float(bounds[0])) / 2)
+            halves.append(math.hypot((float(bounds[1]) - float(bounds[0])) / 2, _over_seeds(row)))
     return math.hypot(*halves) if len(halves) == 2 else math.nan
+
+
+def _over_seeds(row: Record) -> float:
+    """Half the 95% interval of a mean accuracy over trainings (Student's t); 0 of a single one, where it is not known."""
+    seeds, spread = int(row.get("seeds") or 1), float(row.get("accuracy_std") or 0.0)
+    return metrics.student_t95(seeds - 1) * spread / math.sqrt(seeds) if seeds > 1 else 0.0
 
 
 def _changed(name: str, a: Record, b: Record) -> Iterator[Changed]:

@@ -12,7 +12,6 @@ from pipeline.identity import short
 from pipeline.report import cost, words
 from pipeline.report.artefacts import TEACHER, Row, baseline_of, named, smallest, smallest_as_good
 from pipeline.report.reading import Findings
-from pipeline.report.search_gains import figure_of
 from pipeline.report.sizes import joined, kilobytes, ratio
 
 Tile = tuple[str, str, str]
@@ -28,16 +27,16 @@ def heading(findings: Findings) -> str:
 def tiles(findings: Findings) -> list[Tile]:
     """(label, figure, note) of the numbers that the page opens with."""
     found = list(_students(findings)) if findings.cells else list(_models(findings))
-    last = smallest(findings.compressed) or (None if findings.cells else smallest(findings.models))
+    table = findings.compressed or ({} if findings.cells else findings.models)
+    last, good = smallest(table), smallest_as_good(table)
     if last:
-        found.append(("Smallest artefact", kilobytes(last["bytes"]), f"{last['name']}, {_accuracy(last)}"))
-    if not findings.cells:
-        found += _fastest(findings)
+        found.append(("Smallest artefact", kilobytes(last["bytes"]), _artefact(last, table)))
+    if good and last and good["name"] != last["name"] and not findings.cells:
+        found.append(("Smallest not shown worse", kilobytes(good["bytes"]), _artefact(good, table)))
     points = findings.compressed.get("front") or ()
     if points:
         count = sum(bool(point.get("on_front")) for point in points)
-        by = "on validation " if figure_of(findings.compressed) != "accuracy" else ""
-        found.append(("Worth having", f"{count} of {len(points)}", f"recipes that no other beats {by}at once"))
+        found.append(("Worth having", f"{count} of {len(points)}", "recipes: no other is as accurate, small and fast"))
     reads = cost.labels_read(findings)
     entries = findings.dump.get("entries")
     if reads and entries:
@@ -72,29 +71,17 @@ def _models(findings: Findings) -> Iterator[Tile]:
             yield label, words.percent(row["accuracy"]), f"{row['name']}{size}"
 
 
-def _fastest(findings: Findings) -> list[Tile]:
-    """The smallest file that is as good, where it is another, and how much faster it is than the baseline."""
-    table = findings.compressed or findings.models
-    good, base = smallest_as_good(table), named(table, baseline_of(table))
-    if good is None or base is None:
-        return []
-    shared = (good.get("latency") or {}).keys() & (base.get("latency") or {}).keys()
+def _artefact(row: Row, table: Mapping[str, Any]) -> str:
+    """Its name, its accuracy, and how much faster it is than the baseline at the largest batch."""
+    base = named(table, baseline_of(table)) or {}
+    text = f"{row['name']}, {words.percent(row['accuracy'])} accuracy"
+    shared = (row.get("latency") or {}).keys() & (base.get("latency") or {}).keys()
     if not shared:
-        return [("Smallest, no worse", kilobytes(good["bytes"]), f"{good['name']}, {_accuracy(good)}")]
+        return text
     size = max(shared, key=int)
-    times = base["latency"][size]["p50"] / good["latency"][size]["p50"]
+    times = base["latency"][size]["p50"] / row["latency"][size]["p50"]
     label = "faster" if times > 1 else "slower"
-    return [
-        (
-            "Smallest, no worse shown",
-            kilobytes(good["bytes"]),
-            f"{good['name']}, {_accuracy(good)}, {ratio(max(times, 1 / times))} times {label} at batch {size}",
-        )
-    ]
-
-
-def _accuracy(row: Row) -> str:
-    return f"{words.percent(row['accuracy'])} accuracy"
+    return f"{text}; {ratio(max(times, 1 / times))} times {label} at batch {size}"
 
 
 def provenance(findings: Findings) -> list[tuple[str, str]]:
@@ -160,11 +147,11 @@ def _compressed(table: Mapping[str, Any]) -> str:
 
 def _machine(table: Mapping[str, Any]) -> str:
     """What the times depend on; the load of the machine before, as it makes them slower and less alike."""
-    load = table.get("load")
+    load, threads = table.get("load"), table.get("runtime_threads")
     parts = [
         str(table.get("processor") or ""),
         f"{table['cores']} cores" if table.get("cores") else "",
-        f"{table['runtime_threads']} threads of the runtime" if table.get("runtime_threads") else "",
+        f"{threads} thread{'' if threads == 1 else 's'} of the runtime" if threads else "",
         str(table.get("system") or ""),
         f"load {load[0]:.1f}" if load else "",
     ]

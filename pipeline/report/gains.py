@@ -32,7 +32,7 @@ def answers(findings: Findings) -> list[Answer]:
     """
     told = [tables.told(view, alone=not findings.cells) for view in tables.views(findings)]
     students = bool(findings.cells)
-    parts = (
+    parts: tuple[tuple[str, list[str], str], ...] = (
         ("What was gained?", [*_student(findings), *_size(findings)] if students else [], "gained"),
         ("At what cost?", _cost(findings) if students else [], "cost"),
         ("Is it significant?", _significance(findings) if students else [], "significance"),
@@ -106,8 +106,7 @@ def _significance(findings: Findings) -> list[str]:
     if twin is not None:
         result = compare(best, twin)
         found.append(
-            f"Soft against hard labels: {verdict(result.verdict, result.difference, result.half_width)}"
-            f"{_over(result)}."
+            f"Soft against hard labels: {verdict(result.verdict, result.difference, result.half_width)}{_over(result)}."
         )
     p_values = [(seed.get("mcnemar") or {}).get("p_value") for seed in best.details["seeds"].values()]
     known = [float(p) for p in p_values if p is not None]

@@ -107,7 +107,7 @@ def _examples(table: Table) -> Any:
 
 
 def _details(name: str, tables: Sequence[Table]) -> dict[str, Any] | None:
-    """The details of one row over all tables: seeds numbered by table, hits and confusions summed. None without them."""
+    """The details of one row over all tables: seeds numbered by table, hits and confusions summed; None without."""
     found = [(number, table["models"].get(name)) for number, table in enumerate(tables)]
     kept = [(number, one) for number, one in found if one and len(one.get("seeds") or {}) == 1 and one.get("hits")]
     if len(kept) < len(tables):

@@ -30,7 +30,8 @@ from pipeline.report.style import Drawing
 from pipeline.report.tables import Table
 
 FIGURES = (
-    "accuracy", "claims", "tutors", "losses", "curves", "models", "pareto", "front", "reliability", "confusion", "costs",
+    "accuracy", "claims", "tutors", "losses", "curves", "models", "pareto", "front",
+    "reliability", "confusion", "costs",
 )  # fmt: skip
 SECTIONS = (
     ("short", "In short"),
@@ -100,9 +101,9 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str, comm
         "tutors": results.tutor_table(gaps),
         "losses": results.loss_table(families),
         "compression": columns.rows_table("Artefacts and controls", compressed_rows),
-        "compression_more": columns.more_table("Artefacts and controls, more figures", compressed_rows),
+        "compression_more": columns.more_tables("Artefacts and controls", compressed_rows),
         "models": columns.rows_table("Models side by side", model_rows),
-        "models_more": columns.more_table("Models side by side, more figures", model_rows),
+        "models_more": columns.more_tables("Models side by side", model_rows),
         "front": numbers.front_table(findings.compressed),
         "front_commands": numbers.front_commands(findings.compressed),
         "within": numbers.within_table(findings.compressed),

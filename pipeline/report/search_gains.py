@@ -11,6 +11,9 @@ from pipeline.report.sizes import joined, kilobytes, percent
 BUDGETS = (0.0, 0.005, 0.01, 0.02, 0.05)
 """Losses of validation accuracy that people allow."""
 
+SMALLER = 0.99
+"""What is gained by allowing more has to show in the size."""
+
 
 def figure_of(table: Mapping[str, Any]) -> str:
     """What a search chose by: validation where every point has it."""
@@ -25,8 +28,8 @@ def tried(table: Mapping[str, Any]) -> list[str]:
     if not front:
         return []
     return [
-        f"{len(points)} recipes were tried; {len(front)} are worth having, since no other is as accurate{_where(table)}, "
-        f"as small and as fast: {joined(front)}."
+        f"{len(points)} recipes were tried; {len(front)} are worth having, since no other is as accurate"
+        f"{_where(table)}, as small and as fast: {joined(front)}."
     ]
 
 
@@ -44,7 +47,7 @@ def budgets(table: Mapping[str, Any]) -> list[str]:
 
 
 def within(table: Mapping[str, Any]) -> list[tuple[float, Mapping[str, Any]]]:
-    """(loss allowed, the smallest point of the front within it), where it is another than within less."""
+    """(loss allowed, the smallest point of the front within it), where it is smaller than within less."""
     key = figure_of(table)
     front = [p for p in table.get("front") or () if p.get("on_front") and p.get("bytes")]
     if not front:
@@ -56,7 +59,7 @@ def within(table: Mapping[str, Any]) -> list[tuple[float, Mapping[str, Any]]]:
         good = [p for p in front if p[key] >= reference - budget - 1e-6]
         if good:
             best = min(good, key=lambda p: (p["bytes"], -p[key]))
-            if not found or found[-1][1]["name"] != best["name"]:
+            if not found or best["bytes"] < SMALLER * found[-1][1]["bytes"]:
                 found.append((budget, best))
     return found
 

@@ -88,8 +88,8 @@ def _reliability(cells: Sequence[Cell]) -> Iterator[tuple[Value, ...]]:
 
 
 def _pareto(findings: Findings) -> Iterator[tuple[Value, ...]]:
-    for table, usual in ((findings.compressed, "artefact"), (findings.models, "model")):
-        for row in table.get("rows", []):
+    for measured, usual in ((findings.compressed, "artefact"), (findings.models, "model")):
+        for row in measured.get("rows", []):
             if row.get("accuracy") is not None and row.get("bytes"):
                 kind = "control" if row.get("control") else usual
                 yield row["name"], kind, row["bytes"], milliseconds(row), 100 * row["accuracy"], None
@@ -218,7 +218,9 @@ def front_table(compressed: Mapping[str, Any]) -> Table | None:
 
 def front_commands(compressed: Mapping[str, Any]) -> Table | None:
     """The command that makes each point of a search again."""
-    rows = [[str(point["name"]), str(point["command"])] for point in compressed.get("front") or () if "command" in point]
+    rows = [
+        [str(point["name"]), str(point["command"])] for point in compressed.get("front") or () if "command" in point
+    ]
     heads = ("Point", Head("Command", left=True, mono=True))
     return table("Commands of the points of the search", heads, rows, fixed=True)
 

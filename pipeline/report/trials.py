@@ -35,8 +35,8 @@ def tables(rows: Sequence[Row]) -> list[Folded]:
         found.append(
             Folded(
                 "How the types of int8 were chosen",
-                "Milliseconds of one batch on the machine that compressed, each type against float; the fastest is "
-                "taken. U8S8: unsigned activations and signed weights.",
+                "Milliseconds of one batch on the machine that compressed. The faster type of int8 is taken; float is "
+                "there to compare. U8S8: unsigned activations and signed weights.",
                 (types,),
             )
         )
@@ -60,11 +60,7 @@ def _activations(rows: Sequence[Row]) -> Table | None:
             [
                 Entry(str(row["name"]), strong=True, notes=notes),
                 Entry(str(taken or NONE)),
-                *(
-                    number((own.get(kind) or {}).get(size), 3, strong=kind == taken)
-                    for size in sizes
-                    for kind in kinds
-                ),
+                *(number((own.get(kind) or {}).get(size), 3, strong=kind == taken) for size in sizes for kind in kinds),
             ]
         )
     heads = [Head(f"{kind}, batch {size}, ms", better="lower") for size in sizes for kind in kinds]
@@ -170,9 +166,14 @@ def _corruptions(measured: Mapping[str, Any]) -> Table | None:
             continue
         cells = [Entry(str(row["name"]), strong=True), number(_mean([(v.get("clean") or {}) for v in own]), 1, 100)]
         for name in names:
-            cells.append(number(_mean([((v.get("by_corruption") or {}).get(name) or {}).get("mean") for v in own]), 1, 100))
+            cells.append(
+                number(_mean([((v.get("by_corruption") or {}).get(name) or {}).get("mean") for v in own]), 1, 100)
+            )
         rows.append(cells)
-    heads = [Head("Clean", better="higher"), *(Head(name.replace("-", " ").capitalize(), better="higher") for name in names)]
+    heads = [
+        Head("Clean", better="higher"),
+        *(Head(name.replace("-", " ").capitalize(), better="higher") for name in names),
+    ]
     return table("Accuracy under each corruption", ["Model", *heads], rows) if names else None
 
 
