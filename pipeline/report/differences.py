@@ -162,7 +162,7 @@ def _rows(record: Record) -> dict[str, Record]:
 
 def _row(name: str, a: Record, b: Record) -> Iterator[Difference]:
     for column in columns_of([a, b]):
-        if column.difference:
+        if column.difference or column.key in ("seeds", "accuracy_std"):
             continue
         before, after = column.value(a), column.value(b)
         if before is None or after is None:
@@ -170,7 +170,7 @@ def _row(name: str, a: Record, b: Record) -> Iterator[Difference]:
         reach = _reach(column, a, b)
         gap = after - before
         verdict = UNTESTED if math.isnan(reach) else ("within noise" if abs(gap) <= reach else _way(gap))
-        if before == after:
+        if math.isclose(before, after, rel_tol=1e-9):  # a mean of equal numbers is off by a rounding
             reach, verdict = math.nan, SAME
         elif column.exact:
             verdict = EXACT
@@ -199,7 +199,7 @@ def _reach(column: Column, a: Record, b: Record) -> float:
 
 
 def _over_seeds(row: Record) -> float:
-    """Half the 95% interval of a mean accuracy over trainings (Student's t); 0 of a single one, where it is not known."""
+    """Half the 95% interval of a mean accuracy over trainings (Student's t); 0 of one, where it is not known."""
     seeds, spread = int(row.get("seeds") or 1), float(row.get("accuracy_std") or 0.0)
     return metrics.student_t95(seeds - 1) * spread / math.sqrt(seeds) if seeds > 1 else 0.0
 

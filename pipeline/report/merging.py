@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import metrics
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparing import ACCURACY, compared
-from pipeline.report.artefacts import BASELINE, with_teacher
+from pipeline.report.artefacts import BASELINE, TEACHER, with_teacher
 from pipeline.runs import read_json
 
 Table = Mapping[str, Any]
@@ -150,7 +150,9 @@ def _merged(name: str, tables: Sequence[Table], details: Mapping[str, Any], *, t
     for key, other in (("against_baseline", BASELINE), ("against_source", first.get("source"))):
         if other and other != name and (gap := _against(name, str(other), tables, details)):
             row[key] = gap if key == "against_baseline" else {"row": other, **gap}
-    if gap := _over_seeds([one.get("against_teacher") for _, one in made]):
+    if TEACHER in details and name != TEACHER:
+        row["against_teacher"] = _against(name, TEACHER, tables, details)
+    elif gap := _over_seeds([one.get("against_teacher") for _, one in made]):
         row["against_teacher"] = gap
     return row
 
@@ -176,12 +178,17 @@ def _against(name: str, other: str, tables: Sequence[Table], details: Mapping[st
 
 
 def _over_seeds(gaps: Sequence[Any]) -> dict[str, Any] | None:
-    """The teacher is one model, and its hits are not kept: the mean difference, with its interval over seeds."""
+    """The mean of differences whose hits are not kept, each with its interval over the examples.
+
+    The examples are the same for every seed: their part of the interval is taken as not averaged out.
+    """
     values = [float(gap["difference"]) for gap in gaps if gap]
-    if len(values) < 2 or len(values) < len(gaps):
+    widths = [float(gap["half_width"]) for gap in gaps if gap and gap.get("half_width") is not None]
+    if len(values) < 2 or len(values) < len(gaps) or len(widths) < len(gaps):
         return None
-    found = metrics.compare(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
-    return {"difference": found.difference, "half_width": found.half_width, "verdict": found.verdict}
+    middle, reach = float(np.mean(values)), math.hypot(metrics.half_width(values), float(np.mean(widths)))
+    verdict = "within noise" if abs(middle) <= reach else ("higher" if middle > 0 else "lower")
+    return {"difference": middle, "half_width": reach, "verdict": verdict}
 
 
 def _warnings(own: Sequence[tuple[Any, Table]]) -> list[str]:

@@ -22,7 +22,7 @@ from pipeline.report import ReportConfig, commands
 from pipeline.report.columns import COLUMNS, columns_of, rows_table
 from pipeline.report.reading import read_findings
 from pipeline.report.search import front
-from pipeline.report.series import front_table
+from pipeline.report.series import front_commands, front_table
 from pipeline.report.tables import Entry, table
 from pipeline.training import TrainConfig
 from stages.evaluate import command as evaluate_command
@@ -109,11 +109,10 @@ def test_the_search_is_drawn_and_each_point_has_its_command(tmp_path: Path) -> N
     assert drawing is not None and drawing.png.startswith(b"\x89PNG")
     made = front_table(compressed)
     assert made is not None
-    assert [[e.text for e in row][-2:] for row in made.groups[0].rows] == [
-        ["0.100", "softlabels compress a"],
-        ["0.200", "softlabels compress b"],
-        ["0.400", "c"],
-    ]
+    assert [row[-1].text for row in made.groups[0].rows] == ["0.100", "0.200", "0.400"]
+    commands_of = front_commands(compressed)
+    assert commands_of is not None
+    assert [row[1].text for row in commands_of.groups[0].rows] == ["softlabels compress a", "softlabels compress b", "c"]
     assert [row[0].tag for row in made.groups[0].rows] == ["front", "", "front"]
 
 

@@ -286,7 +286,7 @@ def test_folders_that_are_no_results(tmp_path: Path) -> None:
 
 
 def test_wrong_options(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--evaluations"):
+    with pytest.raises(ConfigError, match="one of --evaluations, --compressed and --models"):
         ReportConfig(out=tmp_path)
     with pytest.raises(ConfigError, match="distinct"):
         ReportConfig(evaluations=(tmp_path,), runs=(tmp_path / "a" / "x", tmp_path / "b" / "x"), out=tmp_path)
