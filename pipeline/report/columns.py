@@ -165,14 +165,14 @@ def more_tables(caption: str, rows: Sequence[Row]) -> list[Table]:
     shown = shown_columns(rows)
     left = [one for one in shown if not one.main] if len(shown) > MOST else []
     found = []
-    for title, keys in _TOPICS:
+    for title, keys in TOPICS:
         own = [one for one in left if one.key.startswith(keys)]
         if own and (made := _table(f"{caption}: {title}", rows, own, told=False)):
             found.append(made)
     return found
 
 
-_TOPICS: tuple[tuple[str, tuple[str, ...]], ...] = (
+TOPICS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("answers", ("accuracy", "seeds", "top_", "validation", "against", "mcnemar", "agreement", "teacher", "kl_")),
     ("size, speed and memory", ("parameters", "nonzeros", "bits", "memory", "load", "joules", "check")),
     ("calibration, corruptions and outliers", ("nll", "brier", "ece", "adaptive", "calibrated", "mce", "outlier")),

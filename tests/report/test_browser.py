@@ -24,6 +24,9 @@ from pipeline.report import ReportConfig
 from pipeline.report.reading import read_findings
 from pipeline.report.record import record_of
 from tests.report.synthetic import World, artefact, full_world, write
+from tests.report.tables import compressed as compressed_alone
+from tests.report.tables import models
+from tests.report.test_alone import ACCURACIES, FRONT
 from tests.report.test_columns import POINTS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -37,7 +40,7 @@ FLAGS = (
     "--no-sandbox",
 )
 PHONE = 360
-PAGES = ("report", "comparison")
+PAGES = ("report", "comparison", "artefacts")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The addresses of a full page, with a search on it, and of a comparison."""
+    """The addresses of a full page, with a search on it, of a comparison, and of a page of artefacts and models alone."""
     root = tmp_path_factory.mktemp("pages")
     world = full_world(root / "world")
     rows = [
@@ -78,6 +81,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     record = record_of(read_findings(teacher=None, cache=None, compressed=(), **other.options()), "Another")
     write(root / "fewer" / "report.json", record)
     report.run(ReportConfig(compare=(root / "fewer", root / "report"), out=root / "comparison"))
+    scan = [{"layer": "conv", "ratio": ratio, "score": 1 - ratio} for ratio in (0.25, 0.5)]
+    times = {"chosen": "U8S8", "milliseconds": {"float": {"1": 0.2}, "U8S8": {"1": 0.1}}, "skipped": {}}
+    alone = compressed_alone(root / "alone", ACCURACIES, front=FRONT)
+    table = json.loads((alone / "table.json").read_text())
+    table["rows"][2] |= {"scan": scan, "activations": times, "warnings": ["slower than baseline at batch 1"], "macs": 9}
+    table["rows"][2] |= {"memory": 9, "brier": 0.1, "nonzeros": 9, "kl_to_teacher": 0.1}
+    write(alone / "table.json", table)
+    several = models(root / "several", ACCURACIES)
+    report.run(ReportConfig(compressed=(alone,), models=several, out=root / "artefacts"))
     return {name: (root / name / "index.html").as_uri() for name in PAGES}
 
 

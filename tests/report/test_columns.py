@@ -112,7 +112,11 @@ def test_the_search_is_drawn_and_each_point_has_its_command(tmp_path: Path) -> N
     assert [row[-1].text for row in made.groups[0].rows] == ["0.100", "0.200", "0.400"]
     commands_of = front_commands(compressed)
     assert commands_of is not None
-    assert [row[1].text for row in commands_of.groups[0].rows] == ["softlabels compress a", "softlabels compress b", "c"]
+    assert [row[1].text for row in commands_of.groups[0].rows] == [
+        "softlabels compress a",
+        "softlabels compress b",
+        "c",
+    ]
     assert [row[0].tag for row in made.groups[0].rows] == ["front", "", "front"]
 
 

@@ -33,7 +33,9 @@ def draw(root: Path, soft: list[float], rows: list[dict[str, Any]] | None = None
 
 def record(world: World, out: Path, compressed: Path | None = None) -> Path:
     """A report's numbers without its page and figures, which would take most of the time."""
-    findings = read_findings(teacher=None, cache=None, compressed=(compressed,) if compressed else (), **world.options())
+    findings = read_findings(
+        teacher=None, cache=None, compressed=(compressed,) if compressed else (), **world.options()
+    )
     write(out / "report.json", record_of(findings, "A report"))
     return out
 
