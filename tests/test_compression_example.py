@@ -68,7 +68,7 @@ def test_the_models_are_of_the_sizes_that_are_told() -> None:
 def test_the_recipe_asks_for_what_the_readme_promises() -> None:
     steps = read_recipe(EXAMPLE / "recipe.toml").steps
     checks = [step for step in steps if isinstance(step, Check)]
-    assert [(c.of, c.against, c.smaller, c.faster) for c in checks] == [("pruned-qat", "teacher", 40, 15)]
+    assert [(c.of, c.against, c.smaller, c.faster) for c in checks] == [("pruned-qat", "teacher", 40, 5)]
     assert [step.name for step in steps if isinstance(step, Prune)] == ["pruned", "tenth"]
 
 
