@@ -52,10 +52,16 @@ class Run:
 
     def build(self, dataset: Dataset, seed: int) -> nn.Module:
         """The student of one seed, in eval mode, on the CPU."""
+        reference, arguments = self.model
+        return build_student(reference, arguments, self.weights[seed], dataset)
+
+    @property
+    def model(self) -> tuple[str, tuple[str, ...]]:
+        """What builds the student, with its arguments. Raises ConfigError as ``reference`` does."""
         reference, arguments = self.reference("student"), tuple(self.config.get("student_args") or ())
         if self.config.get("mix") == "heads":
-            reference, arguments = f"{PREFIX}:{reference}", (*arguments, f"heads={len(self.config['labels'])}")
-        return build_student(reference, arguments, self.weights[seed], dataset)
+            return f"{PREFIX}:{reference}", (*arguments, f"heads={len(self.config['labels'])}")
+        return reference, arguments
 
 
 def build_student(reference: str, arguments: tuple[str, ...], weights: Path, dataset: Dataset) -> nn.Module:

@@ -34,6 +34,7 @@ from pipeline.evaluation.rendering import render
 from pipeline.evaluation.sight import look
 from pipeline.evaluation.table import Row, flat
 from pipeline.evaluation.tabulating import tabulate
+from pipeline.evaluation.teachers import Teachers, open_teachers
 from pipeline.identity import digest, digest_bytes
 from pipeline.outputs import json_bytes
 from pipeline.progress import Progress, Silent
@@ -94,8 +95,9 @@ def run(config: CompressConfig, progress: Progress | None = None) -> CompressRep
     chosen = choose(trained, dataset, batch_size=config.batch_size, workers=config.workers, seed=config.student_seed)
     among = f", the best of {len(trained)} runs" if len(trained) > 1 else ""
     progress.log(f"{chosen.run.name}, seed {chosen.seed}: {chosen.accuracy:.2%} on validation{among}")
-    with Workspace(config.out, _identity(config, declared, chosen, dataset)) as space:
-        shop = Workshop(config, dataset, chosen, space.path, progress)
+    teachers = open_teachers(config.cache, chosen.run)
+    with Workspace(config.out, _identity(config, declared, chosen, dataset, teachers)) as space:
+        shop = Workshop(config, dataset, chosen, teachers, space.path, progress)
         declared = Recipe(()) if config.search else declared
         recipe = with_controls(declared, config, soft=shop.soft.soft)
         if problems := [*unknown_names(recipe, config)]:
@@ -121,12 +123,15 @@ def run(config: CompressConfig, progress: Progress | None = None) -> CompressRep
     return report
 
 
-def _identity(config: CompressConfig, recipe: Recipe, chosen: Chosen, dataset: Dataset) -> str:
+def _identity(
+    config: CompressConfig, recipe: Recipe, chosen: Chosen, dataset: Dataset, teachers: Teachers | None
+) -> str:
     """Of everything that decides what is made."""
     weights = digest_bytes(chosen.run.weights[chosen.seed].read_bytes())
     teacher = config.teacher_weights and digest_bytes(config.teacher_weights.read_bytes())
     content = {"config": config.as_dict(), "recipe": recipe.as_dict(), "student": weights, "teacher": teacher}
-    return digest({"stage": "compress", **content, "data": dataset.digest()})
+    labels = teachers.digest if teachers else None
+    return digest({"stage": "compress", **content, "data": dataset.digest(), "cache": labels})
 
 
 def _judged(maker: Maker) -> tuple[dict[str, Any], dict[str, Any]]:

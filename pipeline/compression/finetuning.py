@@ -83,6 +83,15 @@ def training_config(config: CompressConfig, run: Run) -> TrainConfig:
 Model = TypeVar("Model", bound=nn.Module)
 
 
+def epochs_of(count: int, which: str = "") -> str:
+    """In words.
+
+    >>> epochs_of(1), epochs_of(12, "more ")
+    ('1 epoch', '12 more epochs')
+    """
+    return f"{count} {which}epoch{'' if count == 1 else 's'}"
+
+
 class Tuning:
     """Fine-tuning and the controls that train: all on one task, so that only the model differs."""
 

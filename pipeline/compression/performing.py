@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from pipeline.compression import pruning
+from pipeline.compression.finetuning import epochs_of
 from pipeline.compression.pruned import Pruning
 from pipeline.compression.quantised import exported, quantised
 from pipeline.compression.steps import Export, Finetune, Prune, Quantise, Scratch, Step
@@ -42,7 +43,7 @@ def _finetuned(step: Finetune, source: Product, shop: Workshop, row: Row) -> Pro
     model = tuning.train(model, step.name, epochs=epochs, lr=step.lr, state=shop.state(step.name))
     if masks:
         pruning.remove_masks(model)
-    row.what = f"{source.name}, {epochs} more epochs on {tuning.labels}"
+    row.what = f"{source.name}, {epochs_of(epochs, 'more ')} on {tuning.labels}"
     return Product(step.name, model, sparse=source.sparse)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.compression import pruning
-from pipeline.compression.finetuning import Tuning
+from pipeline.compression.finetuning import Tuning, epochs_of
 from pipeline.compression.pruning.structured import Between
 from pipeline.compression.steps import HEADS, TWO_OF_FOUR, WEIGHTS, Prune
 from pipeline.compression.workshop import Product, Workshop, model_of
@@ -49,6 +49,10 @@ class Pruning:
         if step.max_drop is not None:
             return self._within()
         found = self._at_once()
+        if self.source.sparse and self.epochs:
+            self.row.warnings.append(
+                f"zeros of {self.source.name} were trained away: make weights zero after channels left"
+            )
         self.row.what = f"{self._removed()}{_trained(self.epochs, self.tuning)}"
         return Product(step.name, self._tuned(found))
 
@@ -161,4 +165,4 @@ class Pruning:
 
 
 def _trained(epochs: int, tuning: Tuning) -> str:
-    return f", {epochs} epochs on {tuning.labels}" if epochs else ""
+    return f", {epochs_of(epochs)} on {tuning.labels}" if epochs else ""

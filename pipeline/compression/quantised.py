@@ -12,6 +12,7 @@ from pipeline.artefacts.executorch_file import export_executorch
 from pipeline.artefacts.onnx_file import export_onnx
 from pipeline.artefacts.pt2_file import export_pt2
 from pipeline.compression import quantisation
+from pipeline.compression.finetuning import epochs_of
 from pipeline.compression.lineage import about
 from pipeline.compression.steps import BF16, DYNAMIC, FP16, MIXED, QAT, STATIC, WEIGHT_ONLY, Export, Quantise, Step
 from pipeline.compression.workshop import Product, Workshop, file_of, model_of
@@ -91,7 +92,7 @@ def _trained(step: Quantise, source: Product, shop: Workshop, row: Row, steps: t
     export_onnx(model, shop.dataset.input_shape, between, opset=config.opset, metadata=says)
     target = _int8(step, between, shop, row)
     between.unlink()
-    row.what = f"{row.what}, trained for it: {epochs} epochs on {tuning.labels}"
+    row.what = f"{row.what}, trained for it: {epochs_of(epochs)} on {tuning.labels}"
     if source.sparse and epochs:
         row.warnings.append(f"the zeros of {source.name} were trained away")
     return Product(step.name, file=target)

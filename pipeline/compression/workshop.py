@@ -23,7 +23,7 @@ from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.evaluation import labelled_rows, plain_batches, score_rows, torch_predictor
-from pipeline.evaluation.teachers import open_teachers
+from pipeline.evaluation.teachers import Teachers
 from pipeline.models import load_model
 from pipeline.progress import Progress
 
@@ -37,7 +37,6 @@ class Product:
     """What a step made: a float ``model`` on the CPU in eval mode, or none where only a file can tell, and its file.
 
     ``sparse``: weights that are zero should stay so in training. ``root``: the model that it all started from.
-    ``exact``: the file should answer as the model does, to rounding.
     """
 
     name: str
@@ -45,18 +44,23 @@ class Product:
     file: Path | None = None
     sparse: bool = False
     root: str = BASELINE
-    exact: bool = True
 
 
 class Workshop:
     """The data and the labels, opened once, and where files go. Raises DataError without a train split."""
 
     def __init__(
-        self, config: CompressConfig, dataset: Dataset, chosen: Chosen, folder: Path, progress: Progress
+        self,
+        config: CompressConfig,
+        dataset: Dataset,
+        chosen: Chosen,
+        teachers: Teachers | None,
+        folder: Path,
+        progress: Progress,
     ) -> None:
         self.config, self.dataset, self.chosen, self.folder, self.progress = config, dataset, chosen, folder, progress
         self.soft = Tuning(config, chosen.run, progress)
-        self.teachers = open_teachers(config.cache, chosen.run)
+        self.teachers = teachers
         self.classes = len(dataset.classes)
         self.validation = labelled_rows(dataset, "validation")
         train = dataset.rows("train")
@@ -92,13 +96,13 @@ class Workshop:
 
     def reference(self, root: str) -> str:
         """What builds the student, or the teacher."""
-        return str(self.config.teacher) if root == TEACHER else self.chosen.run.reference("student")
+        return str(self.config.teacher) if root == TEACHER else self.chosen.run.model[0]
 
     def arguments(self, root: str) -> dict[str, Any]:
         """Its factory's arguments."""
         if root == TEACHER:
             return parse_arguments(self.config.teacher_args, "--teacher-args")
-        return parse_arguments(tuple(self.chosen.run.config.get("student_args") or ()), "the run's student_args")
+        return parse_arguments(self.chosen.run.model[1], "the run's student_args")
 
     def tuning(self, labels: str) -> Tuning:
         """By the labels that a step names."""

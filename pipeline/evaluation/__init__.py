@@ -104,7 +104,8 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
     dataset = open_dataset(config.data, config.data_args, trained)
     sight = look(config, trained, dataset, open_teachers(config.cache, trained))
     if named:
-        report = _compare(config, dataset, sight, open_candidates(config, named, dataset, device), progress)
+        candidates = open_candidates(config, named, dataset, device, progress)
+        report = _compare(config, dataset, sight, candidates, progress)
     else:
         one = of_run(trained, dataset, device) if trained is not None else of_weights(config, dataset, device)
         report = _measure(config, dataset, sight, one, device, progress)

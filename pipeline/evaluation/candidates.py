@@ -18,8 +18,10 @@ from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, ModelError, first_line
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.scoring import Predictor, torch_predictor
+from pipeline.identity import digest_bytes
 from pipeline.models import check_model, read_metadata
 from pipeline.models.loading import check_metadata
+from pipeline.progress import Progress
 from pipeline.runs import Run, build_student, load_trained, parameter_count, read_json, read_run, read_trained
 
 TABLE = "table.json"
@@ -66,12 +68,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Named:
-    """A row that was asked for: its name, and the path of each seed of it."""
+    """A row that was asked for: its name, and the path of each seed of it; ``listed``: by a directory of compress."""
 
     name: str
     paths: Mapping[int, Path]
     source: str | None = None
     control: bool = False
+    listed: bool = False
 
 
 def named_models(texts: Sequence[str]) -> list[Named]:
@@ -143,7 +146,7 @@ def _compressed(folder: Path, given: str | None) -> Iterator[Named]:
             raise ConfigError(f"{folder / TABLE} should name files in its folder; found {file!r}")
         source = f"{prefix}{row['source']}" if row.get("source") in names else None
         number = seed if isinstance(seed, int) else 0
-        yield Named(f"{prefix}{row['name']}", {number: path}, source, bool(row.get("control")))
+        yield Named(f"{prefix}{row['name']}", {number: path}, source, bool(row.get("control")), listed=True)
 
 
 def trained_run(named: Sequence[Named], allow: Sequence[str]) -> Run | None:
@@ -157,11 +160,27 @@ def trained_run(named: Sequence[Named], allow: Sequence[str]) -> Run | None:
 
 
 def open_candidates(
-    config: EvaluateConfig, named: Sequence[Named], dataset: Dataset, device: torch.device
+    config: EvaluateConfig, named: Sequence[Named], dataset: Dataset, device: torch.device, progress: Progress
 ) -> list[Candidate]:
-    """Every model, opened and tried with one example. Raises ConfigError or ModelError that names the first bad one."""
+    """Every model, opened and tried with one example. Raises ConfigError or ModelError that names the first bad one.
+
+    A ``.pt2`` that a directory of compress lists, and that nobody vouches for, is left out with a line in the log.
+    """
     example = dataset.prepare(dataset.load(int(dataset.rows(config.split)[0])))[None]
-    return [_open(config, one, dataset, device, example) for one in named]
+    found = []
+    for one in named:
+        unknown = [path for path in one.paths.values() if one.listed and _is_strange(config, path)]
+        if unknown:
+            names = ", ".join(f"{path} (sha256 {digest_bytes(path.read_bytes())})" for path in unknown)
+            progress.log(f"{one.name} is left out: a .pt2 runs what it carries. Pass --trust for {names}")
+            continue
+        found.append(_open(config, one, dataset, device, example))
+    return found
+
+
+def _is_strange(config: EvaluateConfig, path: Path) -> bool:
+    """Whether opening a file would run what it carries, and nobody vouches for it."""
+    return path.suffix == ".pt2" and digest_bytes(path.read_bytes()) not in config.trust
 
 
 def of_run(run: Run, dataset: Dataset, device: torch.device, name: str | None = None) -> Candidate:
