@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,21 @@ def test_what_runs_code_when_it_is_opened_needs_a_word(small: SmallPipeline, pro
         with pytest.raises(ModelError, match=r"student\.pt2.*"):
             evaluate(small, tmp_path / "out", program, trust=trust)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_listed_program_is_left_out_until_somebody_vouches_for_it(
+    small: SmallPipeline, compressed: dict[int, Path], program: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "compressed"
+    shutil.copytree(compressed[0], folder)
+    shutil.copy(program, folder)
+    table_file = folder / "table.json"
+    found = json.loads(table_file.read_text())
+    found["rows"].append({**found["rows"][0], "name": "program", "file": program.name})
+    table_file.write_text(json.dumps(found))
+    assert "program" not in table(evaluate(small, tmp_path / "out", folder))
+    trust = (digest_bytes(program.read_bytes()),)
+    assert "program" in table(evaluate(small, tmp_path / "again", folder, trust=trust))
 
 
 def test_seeds_under_one_name_are_one_row_with_its_spread(
