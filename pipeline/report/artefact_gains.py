@@ -17,12 +17,15 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class View:
-    """A table, and what its baseline is called in a sentence; ``brief``: something else on the page leads."""
+    """A table, and what its baseline is called in a sentence; ``brief``: something else on the page leads;
+    ``corrupted``: another table of the page has accuracies on corrupted images.
+    """
 
     table: Table
     baseline: str
     models: bool = False
     brief: bool = False
+    corrupted: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,10 @@ class Told:
 
 def views(findings: Findings) -> list[View]:
     """The tables to speak of: that of compression, and models, in brief where anything else leads."""
-    found = [View(findings.compressed, "the student before compression")] if findings.compressed else []
+    found = []
+    if findings.compressed:
+        tried = any(row.get("corrupted_accuracy") is not None for row in findings.models.get("rows", []))
+        found.append(View(findings.compressed, "the student before compression", corrupted=tried))
     if findings.models:
         baseline = f"the baseline ({baseline_of(findings.models)})"
         found.append(View(findings.models, baseline, models=True, brief=bool(found or findings.cells)))
@@ -199,6 +205,6 @@ def _missing(view: View, row: Row | None) -> list[str]:
         found.append("What a choice by validation would be: nothing was measured on it.")
     if all(milliseconds(one) is None for one in rows):
         found.append("How fast it is: nothing was timed.")
-    if all(one.get("corrupted_accuracy") is None for one in rows):
+    if not view.corrupted and all(one.get("corrupted_accuracy") is None for one in rows):
         found.append("What happens with corrupted images: none were tried.")
     return found

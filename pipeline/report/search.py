@@ -64,6 +64,17 @@ def _panel(axes: Axes, points: Sequence[Row], marks: Sequence[tuple[Any, ...]], 
     axes.margins(y=0.08)
     held = [(x, 100 * float(row[key]), *how) for row, *how in marks if (x := cost(row)) is not None]
     for x, y, label, marker, colour in held:
-        axes.plot(x, y, marker, ms=11, color=colour, mec="white", mew=0.8, ls="none", label=label, zorder=4)
+        axes.plot(
+            x,
+            y,
+            marker,
+            ms=15 if marker == "*" else 11,
+            color=colour,
+            mec="white",
+            mew=0.8,
+            ls="none",
+            label=label,
+            zorder=4,
+        )
     logarithmic(axes, [x for x, *_ in (*placed, *held)])
     clean(axes)

@@ -82,6 +82,7 @@ def test_models_alone_and_both(tmp_path: Path) -> None:
     assert "<summary>Confusions</summary>" in page
     both = page_of(tmp_path / "both", models=several, compressed=(compressed(tmp_path / "c", ACCURACIES),))
     assert check(both) == ["summary", "models", "compression", "provenance"]
+    assert "none were tried" not in both
     assert "Of 4 models on the same examples teacher is the most accurate (98.8%)." in both
 
 

@@ -62,7 +62,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The addresses of a full page with a search on it, of a comparison, and of a page of artefacts and models."""
+    """The addresses of a full page with a search, of a comparison, and of a page of artefacts and models alone."""
     root = tmp_path_factory.mktemp("pages")
     world = full_world(root / "world")
     rows = [
