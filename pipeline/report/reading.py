@@ -162,10 +162,7 @@ class Findings:
 
     @cached_property
     def teacher_accuracy(self) -> float | None:
-        """The teacher's accuracy on the evaluated split, from its cached labels or its row in a table.
-
-        Mixtures of several teachers do not count.
-        """
+        """The teacher's accuracy on the split, from its cached labels or its row; mixtures of several do not count."""
         for cell in self.cells:
             if cell.details.get("teacher") and not isinstance(cell.details.get("cache"), list):
                 return float(cell.details["teacher"]["accuracy"])
@@ -270,7 +267,6 @@ def read_findings(
     """
     record = read_json(teacher / "report.json", "what fit-teacher recorded") if teacher else {}
     manifest = read_json(cache / "manifest.json", "the manifest of a cache") if cache else {}
-    table = read_compressed(compressed)
     records = {run.as_posix(): read_json(run / "run.json", "the record of a training run") for run in runs}
     named = {run.name: run for run in runs}
     cells = _with_labels_named([read_cell(folder, named) for folder in evaluations])
@@ -297,7 +293,7 @@ def read_findings(
         teacher=record,
         dump=read_optional(cache.with_name(f"{cache.name}.report.json") if cache else None),
         manifest=manifest,
-        compressed=table,
+        compressed=read_compressed(compressed),
         claims=tuple(read_comparison(path) for path in claims),
         models=read_models(models) if models else {},
         runs=records,
