@@ -82,10 +82,7 @@ def compare(first: Cell, second: Cell) -> Comparison:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was measured. ``cells`` are in the order of settings, kinds and student sizes.
-
-    ``runs``: the records of the training runs that were named, by where they lie.
-    """
+    """All that was measured. ``cells`` in the order of settings, kinds and sizes; ``runs``: records by where they lie."""
 
     cells: tuple[Cell, ...]
     teacher: Mapping[str, Any]
@@ -267,6 +264,7 @@ def read_findings(
     """
     record = read_json(teacher / "report.json", "what fit-teacher recorded") if teacher else {}
     manifest = read_json(cache / "manifest.json", "the manifest of a cache") if cache else {}
+    table = read_compressed(compressed)
     records = {run.as_posix(): read_json(run / "run.json", "the record of a training run") for run in runs}
     named = {run.name: run for run in runs}
     cells = _with_labels_named([read_cell(folder, named) for folder in evaluations])
@@ -293,7 +291,7 @@ def read_findings(
         teacher=record,
         dump=read_optional(cache.with_name(f"{cache.name}.report.json") if cache else None),
         manifest=manifest,
-        compressed=read_compressed(compressed),
+        compressed=table,
         claims=tuple(read_comparison(path) for path in claims),
         models=read_models(models) if models else {},
         runs=records,
