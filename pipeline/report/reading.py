@@ -82,7 +82,7 @@ def compare(first: Cell, second: Cell) -> Comparison:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was measured. ``cells`` in the order of settings, kinds and sizes; ``runs``: records by where they lie."""
+    """All that was measured. ``cells`` in the order of settings, kinds and sizes; ``runs``: records by place."""
 
     cells: tuple[Cell, ...]
     teacher: Mapping[str, Any]
