@@ -32,6 +32,13 @@ def test_a_gain_is_not_warned_about() -> None:
     assert rows[1].warnings == []
 
 
+def test_a_float_model_is_not_held_against_a_file() -> None:
+    rows = [row("pruned", size=900, milliseconds=1.0), row("scratch", size=1000, milliseconds=9.0, source="pruned")]
+    rows[0].runtime, rows[1].runtime = "onnxruntime 1.31.1", "torch 2.13.0"
+    warn(rows)
+    assert rows[1].warnings == []
+
+
 def test_problems_of_a_file_become_warnings() -> None:
     made = row("int8", size=1, milliseconds=1)
     made.tried(Check(max_difference=0.1, repeat_identical=False, batch_difference=0.0, scale=1.0))

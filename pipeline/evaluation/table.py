@@ -104,21 +104,31 @@ class Row:
 
 
 def warn(rows: Sequence[Row]) -> None:
-    """Say by default where a step made the model slower, no smaller, or another one than what it was made from."""
+    """Say by default where a step made the model slower, no smaller, or another one than what it was made from.
+
+    Sizes and times are held against each other within one runtime: a float model of torch beside a file of it says
+    nothing of the step.
+    """
     by_name = {row.name: row for row in rows}
     for row in rows:
         source = by_name.get(row.source or "")
         if source is None:
             continue
-        if row.bytes is not None and source.bytes is not None and row.bytes > SMALLER * source.bytes:
+        alike = _runtime(row) == _runtime(source)
+        if alike and row.bytes is not None and source.bytes is not None and row.bytes > SMALLER * source.bytes:
             row.warnings.append(f"no smaller than {source.name}: {row.bytes:,} B against {source.bytes:,} B")
-        for size in sorted((row.latency or {}).keys() & (source.latency or {}).keys(), key=int):
+        for size in sorted((row.latency or {}).keys() & (source.latency or {}).keys(), key=int) if alike else ():
             mine, before = (row.latency or {})[size]["p50"], (source.latency or {})[size]["p50"]
             if mine > SLOWER * before:
                 row.warnings.append(f"slower than {source.name} at batch {size}: {mine:.3g} ms against {before:.3g} ms")
         if row.agreement is not None and row.agreement < AGREES and not row.control:
             row.warnings.append(f"agrees with {source.name} on {row.agreement:.1%} of the test examples only")
         row.warnings.sort()
+
+
+def _runtime(row: Row) -> str:
+    """The name of what computes a row, without its version."""
+    return (row.runtime or "").partition(" ")[0]
 
 
 def flat(rows: Sequence[Row], baseline: str) -> dict[str, Any]:
