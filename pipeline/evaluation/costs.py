@@ -10,10 +10,11 @@ import torch
 
 from pipeline.artefacts.cost import fresh_process
 from pipeline.artefacts.counting import counts_of
-from pipeline.artefacts.energy import Energy, energy, rapl
+from pipeline.artefacts.energy import Energy, energy, nvml, rapl
 from pipeline.artefacts.environment import environment
 from pipeline.artefacts.latency import measure
 from pipeline.datasets import Dataset
+from pipeline.devices import resolve_device
 from pipeline.errors import ModelError
 from pipeline.evaluation.candidates import Candidate
 from pipeline.evaluation.config import EvaluateConfig
@@ -96,7 +97,8 @@ def _start(row: Row, candidate: Candidate, config: EvaluateConfig, dataset: Data
 
 def _energies(rows: Sequence[Row], of: dict[str, Candidate], inputs: Any, config: EvaluateConfig) -> str:
     """Joules per example at the largest batch, where the machine counts them; else the reason."""
-    counter = rapl()
+    device = resolve_device(config.device)
+    counter = nvml(device.index or 0) if device.type == "cuda" else rapl()
     if isinstance(counter, str):
         return counter
     size = max(config.latency_batch)

@@ -151,13 +151,19 @@ def _figures(scores: Scores, bins: int, top_k: int | None) -> dict[str, Any]:
     return {
         "accuracy": scores.accuracy,
         "accuracy_interval": _interval(scores.correct),
-        **({} if top_k is None else {f"top_{top_k}_accuracy": scores.top_k_accuracy(top_k)}),
+        **({} if top_k is None else _top_k(scores, top_k)),
         "nll": scores.nll,
         "brier": scores.brier_score,
         "ece": metrics.reliability(scores.confidence, scores.correct, bins).ece,
         "adaptive_ece": metrics.adaptive_reliability(scores.confidence, scores.correct, bins).ece,
         **_fidelity(scores),
     }
+
+
+def _top_k(scores: Scores, k: int) -> dict[str, Any]:
+    """The share of examples whose true label is among the first ``k``, and its interval."""
+    share, count = scores.top_k_accuracy(k), len(scores.labels)
+    return {f"top_{k}_accuracy": share, f"top_{k}_interval": list(metrics.wilson(round(share * count), count))}
 
 
 def _fidelity(scores: Scores) -> dict[str, float | None]:
