@@ -30,7 +30,7 @@ from pipeline.datasets import Dataset
 from pipeline.devices import use_threads
 from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluation import EvaluateConfig, open_dataset
-from pipeline.evaluation.rendering import render
+from pipeline.evaluation.rendering import render, timed_on
 from pipeline.evaluation.sight import look
 from pipeline.evaluation.table import Row, flat
 from pipeline.evaluation.tabulating import tabulate
@@ -65,11 +65,9 @@ class CompressReport:
         rows = [Row(**row) for row in self.table["rows"]]
         made = sum(1 for row in rows if row.file)
         head = f"{self.out}: {made} file{'' if made == 1 else 's'} from {self.table['run']}, seed {self.table['seed']}"
-        on = self.table["environment"]
-        timed = f"timed on {on['processor']}, {on['runtime_threads'] or 'all'} thread(s)"
         front = [point["name"] for point in self.table["front"] if point["on_front"]]
         best = [f"front of accuracy, size and latency: {', '.join(front)}"] if front else []
-        return "\n".join([*render(rows), *best, f"{head}; {timed}"])
+        return "\n".join([*render(rows), *best, f"{head}; {timed_on(self.table['environment'])}"])
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

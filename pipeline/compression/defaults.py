@@ -14,6 +14,7 @@ from pipeline.compression.steps import (
     HARD,
     HEADS,
     QAT,
+    RATIO,
     SOFT,
     STATIC,
     Check,
@@ -25,8 +26,6 @@ from pipeline.compression.steps import (
     fraction,
 )  # fmt: skip
 
-RATIO = 0.5
-
 
 def default_recipe(config: CompressConfig) -> Recipe:
     """Quantise the student; prune it, and quantise that, after training and by training."""
@@ -35,12 +34,18 @@ def default_recipe(config: CompressConfig) -> Recipe:
         steps.append(Quantise(name="int8", of=BASELINE, method=STATIC))
         steps.append(Quantise(name="int8-dynamic", of=BASELINE, method=DYNAMIC, control=True))
     for prune in _prunings(config):
-        steps.append(prune)
-        if config.int8:
-            steps.append(Quantise(name=f"{prune.name}-int8", of=prune.name, method=STATIC))
-            if config.qat and config.epochs:
-                steps.append(Quantise(name=f"{prune.name}-qat", of=prune.name, method=QAT))
+        steps.extend(forms(prune, config))
     return Recipe(tuple(steps))
+
+
+def forms(prune: Prune, config: CompressConfig) -> list[Step]:
+    """A pruned model as it is, and where int8 is asked for also quantised, after training and by training."""
+    steps: list[Step] = [prune]
+    if config.int8:
+        steps.append(Quantise(name=f"{prune.name}-int8", of=prune.name, method=STATIC))
+        if config.qat and config.epochs:
+            steps.append(Quantise(name=f"{prune.name}-qat", of=prune.name, method=QAT))
+    return steps
 
 
 def _prunings(config: CompressConfig) -> list[Prune]:

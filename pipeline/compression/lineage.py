@@ -30,7 +30,7 @@ def about(shop: Workshop, root: str, steps: Sequence[Step]) -> ArtefactMetadata:
     )
     if root == TEACHER:
         lineage = Lineage(teacher={"reference": shop.config.teacher, "args": shop.arguments(root)})
-    made = tuple(Made(step.kind, {k: v for k, v in step.as_dict().items() if k not in UNSAID}) for step in steps)
+    made = tuple(Made(step.kind, step.options()) for step in steps)
     return ArtefactMetadata(
         class_names=tuple(dataset.classes),
         preprocessing=dataset.preprocessing,
@@ -39,10 +39,6 @@ def about(shop: Workshop, root: str, steps: Sequence[Step]) -> ArtefactMetadata:
         steps=made,
         made_by=f"softlabels {_version('softlabels') or ''}".strip(),
     )
-
-
-UNSAID = ("step", "name", "of", "control")
-"""Of a step, what says where it stands in its recipe and not what it does."""
 
 
 def building(shop: Workshop, root: str) -> dict[str, Any]:

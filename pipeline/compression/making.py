@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pipeline.artefacts.checking import Floats, check
 from pipeline.artefacts.onnx_file import export_onnx
@@ -25,7 +24,7 @@ from pipeline.errors import MissingDependencyError, ModelError
 from pipeline.evaluation.candidates import Candidate, as_tensors
 from pipeline.evaluation.scoring import torch_predictor
 from pipeline.evaluation.table import Row
-from pipeline.models.macs import count_macs, count_nonzeros
+from pipeline.models.macs import count_nonzeros, known_macs
 from pipeline.outputs import json_bytes
 from pipeline.runs import parameter_count
 from pipeline.workspace import write_atomic
@@ -82,8 +81,7 @@ class Maker:
         self._attempt(row, make, file=not (step.control and isinstance(step, (Prune, Finetune, Scratch))))
 
     def _words(self, step: Step) -> str:
-        options = {k: v for k, v in step.as_dict().items() if k not in ("name", "of", "control", "step")}
-        return " ".join([step.kind, *(f"{key}={value}" for key, value in options.items())])
+        return " ".join([step.kind, *(f"{key}={value}" for key, value in step.options().items())])
 
     def _attempt(self, row: Row, make: Callable[[], Product], *, file: bool) -> None:
         """Make one row, or take it from the journal; an expected failure becomes its reason."""
@@ -126,7 +124,7 @@ class Maker:
             product = replace(product, root=source.root)
         if product.model is not None:
             row.parameters, row.nonzeros = parameter_count(product.model), count_nonzeros(product.model)
-            row.macs = _macs(product.model, self.shop)
+            row.macs = known_macs(product.model, self.shop.example[:1])
             self._products[row.name] = replace(product, file=None)
             self._serve(row, self._products[row.name])  # its figures come from torch where no file can be made of it
             logits, exact = self.shop.logits(product.model), True
@@ -189,10 +187,3 @@ class Maker:
             )
         row.runtime = found.runtime
         self.candidates[row.name] = found
-
-
-def _macs(model: nn.Module, shop: Workshop) -> int | None:
-    try:
-        return count_macs(model, shop.example[:1])
-    except ModelError:  # a module that hides its arithmetic: no figure is better than a wrong one
-        return None

@@ -11,15 +11,13 @@ from torch import nn
 from pipeline.compression import pruning
 from pipeline.compression.finetuning import Tuning, epochs_of
 from pipeline.compression.pruning.structured import Between
-from pipeline.compression.steps import HEADS, TWO_OF_FOUR, WEIGHTS, Prune
+from pipeline.compression.steps import HEADS, RATIO, TWO_OF_FOUR, WEIGHTS, Prune
 from pipeline.compression.workshop import Product, Workshop, model_of
 from pipeline.errors import ModelError
 from pipeline.evaluation.table import Row
 
 SCANNED = (0.25, 0.5, 0.75)
 """Ratios of a sensitivity scan."""
-RATIO = 0.5
-"""What is removed where nothing is said."""
 
 
 class Pruning:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.compression.defaults import forms
 from pipeline.compression.making import Maker
 from pipeline.compression.recipe import BASELINE, Recipe
-from pipeline.compression.steps import QAT, STATIC, Prune, Quantise, Step, fraction
+from pipeline.compression.steps import STATIC, Prune, Quantise, Step, fraction
 from pipeline.compression.workshop import Workshop
 from pipeline.configuration import command_line
 from pipeline.evaluation.table import Row
@@ -33,12 +34,7 @@ def steps_at(ratio: float, shop: Workshop) -> list[Step]:
     """The recipes at one share, as steps of one."""
     config = shop.config
     name = f"pruned-{round(100 * ratio)}"
-    steps: list[Step] = [Prune(name=name, of=BASELINE, ratio=ratio, importance=config.importance)]
-    if config.int8:
-        steps.append(Quantise(name=f"{name}-int8", of=name, method=STATIC))
-        if config.qat and config.epochs:
-            steps.append(Quantise(name=f"{name}-qat", of=name, method=QAT))
-    return steps
+    return forms(Prune(name=name, of=BASELINE, ratio=ratio, importance=config.importance), config)
 
 
 def search(maker: Maker, started: float) -> None:

@@ -12,6 +12,8 @@ from pipeline.errors import ConfigError
 
 SOFT, HARD = "soft", "hard"
 CHANNELS, HEADS, WEIGHTS, TWO_OF_FOUR = "channels", "heads", "weights", "2:4"
+RATIO = 0.5
+"""What is pruned where nothing is said."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -71,6 +73,10 @@ class Step:
         fields = dataclasses.fields(self)
         given = {field.name: getattr(self, field.name) for field in fields}
         return {"step": self.kind} | {f.name: given[f.name] for f in fields if given[f.name] != f.default}
+
+    def options(self) -> dict[str, Any]:
+        """What was declared of what it does, and not of where it stands in its recipe. JSON values."""
+        return {name: value for name, value in self.as_dict().items() if name not in ("step", "name", "of", "control")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.correction import Correction, fit_correction, known_shares
 from pipeline.evaluation.describing import describe, summarise
 from pipeline.evaluation.measuring import measure
-from pipeline.evaluation.rendering import render
+from pipeline.evaluation.rendering import render, timed_on
 from pipeline.evaluation.scoring import HELD_OUT, labelled_rows, plain_batches, score_rows, torch_predictor
 from pipeline.evaluation.sight import Sight, look
 from pipeline.evaluation.table import Row, flat
@@ -74,7 +74,9 @@ class EvaluateReport:
         on = f"{self.details['examples']:,} {self.details['split']} examples"
         if "rows" in self.details:
             rows = [Row(**row) for row in self.details["rows"]]
-            return "\n".join([*render(rows), f"{self.out}: {len(rows)} models on {on}; {self._timed()}"])
+            return "\n".join(
+                [*render(rows), f"{self.out}: {len(rows)} models on {on}; {timed_on(self.details['environment'])}"]
+            )
         spread = (
             f" (s = {self.metrics['accuracy_std']:.4f} over {self.metrics['seeds']} seeds)"
             if self.metrics["seeds"] > 1
@@ -82,11 +84,6 @@ class EvaluateReport:
         )
         teacher = f", teacher {self.metrics['teacher_accuracy']:.4f}" if "teacher_accuracy" in self.metrics else ""
         return f"{self.out}: accuracy {self.metrics['accuracy']:.4f}{spread}{teacher} on {on}"
-
-    def _timed(self) -> str:
-        environment = self.details["environment"]
-        threads = environment["runtime_threads"] or "all"
-        return f"timed on {environment['processor']}, {threads} thread(s)" if environment["timed"] else "not timed"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -20,7 +20,7 @@ from pipeline.evaluation.candidates import Candidate
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.scoring import labelled_rows, plain_batches
 from pipeline.evaluation.table import Row
-from pipeline.models.macs import count_macs, count_nonzeros
+from pipeline.models.macs import count_nonzeros, known_macs
 from pipeline.progress import Progress
 
 TIMED = 64
@@ -63,13 +63,10 @@ def _count(row: Row, candidate: Candidate, example: torch.Tensor) -> None:
     """Bytes on disk; parameters and those that are not zero; multiply-accumulates of the float model."""
     row.file = row.file or (str(candidate.files[0]) if candidate.files else None)
     row.bytes = candidate.bytes
-    if candidate.models:
+    if candidate.models and row.parameters is None:  # compress counts its models when it makes them
         model = next(iter(candidate.models.values()))
         row.parameters, row.nonzeros = candidate.parameters, count_nonzeros(model)
-        try:
-            row.macs = count_macs(model, example.to(next(model.parameters()).device))
-        except ModelError:  # a module that hides its arithmetic: no figure is better than a wrong one
-            row.macs = None
+        row.macs = known_macs(model, example.to(next(model.parameters()).device))
     elif candidate.artefacts:
         try:
             counts = counts_of(next(iter(candidate.artefacts.values())).path)

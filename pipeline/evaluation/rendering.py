@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pipeline.evaluation.table import Row
 
@@ -45,6 +46,13 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
         ("MB", lambda row: _number(row.memory, "{:,.0f}", 1e6)),
         ("agrees", lambda row: _number(row.agreement, "{:.1%}")),
     ]
+
+
+def timed_on(environment: Mapping[str, Any]) -> str:
+    """What latencies were measured on."""
+    if not environment["timed"]:
+        return "not timed"
+    return f"timed on {environment['processor']}, {environment['runtime_threads'] or 'all'} thread(s)"
 
 
 def render(rows: Sequence[Row]) -> list[str]:
