@@ -2,7 +2,8 @@
 
 The classes hold numpy arrays or torch tensors alike (this layer imports neither torch nor the store); ``map``
 turns one into the other. Shapes are checked once, here, so that losses need not. Every distribution is a row:
-B rows are the positions of a batch, C the classes, K the kept classes, S the declared temperatures.
+B rows are the positions of a batch, C the classes, K the kept classes, S the declared temperatures, M the draws of
+all rows together.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pipeline.errors import EncodingError, TemperatureError
 
 Array: TypeAlias = Any
 """A numpy array or a torch tensor."""
+
+Rows: TypeAlias = Any
+"""Which rows: a slice, a mask (B,) or numbers, as the array of the other side takes them."""
 
 
 def _check(name: str, array: Array, shape: tuple[int | None, ...]) -> None:
@@ -60,8 +64,12 @@ class Dense:
         return int(self.stored.shape[1])
 
     def map(self, function: Callable[[Array], Array]) -> Dense:
-        """The same labels with ``function`` applied to every array (a device move, a row selection)."""
+        """The same labels with ``function`` applied to every array (a device move)."""
         return Dense(function(self.stored))
+
+    def select(self, rows: Rows) -> Dense:
+        """The labels of some rows: a slice, a mask (B,) or row numbers, in any order."""
+        return Dense(self.stored[rows])
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ class TopK:
         return replace(self, log_normaliser=normaliser, log_residual=normaliser * 0 - math.inf)
 
     def map(self, function: Callable[[Array], Array]) -> TopK:
-        """The same labels with ``function`` applied to every array (a device move, a row selection)."""
+        """The same labels with ``function`` applied to every array (a device move)."""
         return replace(
             self,
             ids=function(self.ids),
@@ -144,6 +152,93 @@ class TopK:
             log_normaliser=function(self.log_normaliser),
             log_residual=function(self.log_residual),
         )
+
+    def select(self, rows: Rows) -> TopK:
+        """The labels of some rows: a slice, a mask (B,) or row numbers, in any order."""
+        return self.map(lambda array: array[rows])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Some classes of each row, drawn at random, with unbiased estimates of their probabilities.
+
+    The expectation of a row's weights, over the draws, is the teacher's distribution at ``temperature``: a class that
+    was not drawn has weight 0. A row has as many classes as its draws hit, so those of all rows lie one after another:
+
+    - ``ids`` (M,) integer, ascending within a row, each once;
+    - ``weights`` (M,) floating, 0 or more; they sum to about 1 in a row (exactly where the teacher's own distribution
+      was drawn from);
+    - ``offsets`` (B + 1,) int64: row b has ``ids[offsets[b] : offsets[b + 1]]``;
+    - ``temperature``: that of the distribution; ``num_classes``: C.
+    """
+
+    ids: Array
+    weights: Array
+    offsets: Array
+    temperature: float
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        _check("ids", self.ids, (None,))
+        _check("weights", self.weights, (int(self.ids.shape[0]),))
+        _check("offsets", self.offsets, (None,))
+        if not self.offsets.shape[0]:
+            raise EncodingError("offsets should have shape (B + 1,): one more than there are rows; found none")
+
+    def __len__(self) -> int:
+        return int(self.offsets.shape[0]) - 1
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return self.num_classes
+
+    @property
+    def rows(self) -> Array:
+        """(M,): the row that each of ``ids`` belongs to."""
+        lengths = self.offsets[1:] - self.offsets[:-1]
+        return _repeat(_ones(lengths).cumsum(0) - 1, lengths)
+
+    def at(self, temperature: float) -> Array:
+        """The weights (M,). Raises TemperatureError for another temperature than that of the draws."""
+        if not same_temperature(temperature, self.temperature):
+            raise TemperatureError(
+                f"temperature {temperature:g} was not kept: these draws are of the distribution at T = "
+                f"{self.temperature:g}. Use that, or dump again with --temperature {temperature:g}"
+            )
+        return self.weights
+
+    def map(self, function: Callable[[Array], Array]) -> Sampled:
+        """The same labels with ``function`` applied to every array (a device move)."""
+        return replace(self, ids=function(self.ids), weights=function(self.weights), offsets=function(self.offsets))
+
+    def select(self, rows: Rows) -> Sampled:
+        """The labels of some rows: a slice, a mask (B,) or row numbers, in any order.
+
+        >>> two = Sampled(np.array([3, 1, 2]), np.array([1.0, 0.5, 0.5]), np.array([0, 1, 3]), 1.0, 4)
+        >>> two.select(np.array([1, 0])).ids.tolist(), two.select(np.array([1, 0])).offsets.tolist()
+        ([1, 2, 3], [0, 2, 3])
+        """
+        starts = self.offsets[:-1][rows]
+        lengths = self.offsets[1:][rows] - starts
+        ends = lengths.cumsum(0)
+        index = _ones(_repeat(lengths, lengths)).cumsum(0) - 1 + _repeat(starts - (ends - lengths), lengths)
+        offsets = _zeros(ends, len(ends) + 1)
+        offsets[1:] = ends
+        return replace(self, ids=self.ids[index], weights=self.weights[index], offsets=offsets)
+
+
+def _ones(array: Array) -> Array:
+    return np.ones_like(array) if isinstance(array, np.ndarray) else array.new_ones(array.shape)
+
+
+def _zeros(like: Array, count: int) -> Array:
+    return np.zeros(count, like.dtype) if isinstance(like, np.ndarray) else like.new_zeros(count)
+
+
+def _repeat(values: Array, times: Array) -> Array:
+    """Each of ``values`` (n,) as often as ``times`` (n,) says."""
+    return np.repeat(values, times) if isinstance(values, np.ndarray) else values.repeat_interleave(times)
 
 
 def _log_sum_exp(logits: Array, temperature: float) -> Array:
@@ -172,7 +267,7 @@ def is_kept(temperature: float, kept: Iterable[float]) -> bool:
     return any(same_temperature(temperature, known) for known in kept)
 
 
-SoftLabels: TypeAlias = Dense | TopK
+SoftLabels: TypeAlias = Dense | TopK | Sampled
 
 
 @dataclass(frozen=True)

@@ -18,24 +18,44 @@ from pipeline.errors import EncodingError
 from pipeline.softlabels import SoftLabels
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-"""Stored arrays by name; the first axis of each is the position."""
+"""Stored arrays by name; the first axis of each is the position, or what its ``ArraySpec`` says."""
+
+Keys = npt.NDArray[np.uint64]
+"""A number for each position: what is drawn at random for it is a function of that, and of the encoding's seed."""
+
+LOWEST_EXPONENT = -87.0
+"""Below it exp is a denormal number: ten times slower, and lost beside exp(0)."""
+
+KEPT = "kept"
+"""The array that counts the kept classes of each position, where there are arrays on that axis: unsigned, shape ()."""
 
 
 @dataclass(frozen=True)
 class ArraySpec:
     """One stored array.
 
-    - ``shape``: what follows the position axis: () or (C,) or (K,) or (S,);
-    - ``dtype``: numpy name; ``codec``: "none" or "zstd", whichever pays (docs/decisions/0002).
+    - ``shape``: what follows the first axis: () or (C,) or (K,) or (S,);
+    - ``dtype``: numpy name; ``codec``: "none" or "zstd", whichever pays (docs/decisions/0002);
+    - ``axis``: what the first axis counts, "position" or "kept": the kept classes of all positions one after another,
+      where positions keep different numbers of them. The array ``KEPT`` then says how many each position has, at
+      least 1; it is not compressed, so that nothing is believed to be kept that no byte speaks for;
+    - ``most``: rows of that axis for each position, at most. 1 but on the axis "kept".
     """
 
     shape: tuple[int, ...]
     dtype: str
     codec: str
+    axis: str = "position"
+    most: int = 1
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position before compression, at most."""
+        return self.row_bytes * self.most
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one position before compression."""
+        """Bytes of one row of the first axis before compression."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
@@ -43,19 +63,23 @@ class Encoding(ABC):
     """How a distribution is kept. Subclasses are frozen dataclasses."""
 
     name: ClassVar[str]
+    draws: ClassVar[bool] = False
+    """Whether anything is drawn at random: ``encode`` then needs keys."""
+    least_format: ClassVar[int] = 1
+    """The lowest format version of a cache that has room for it, but for what arrays on the axis "kept" take."""
     temperatures: tuple[float, ...]
     """The values of T at which the kept mass is complete; () when any temperature will do."""
 
     @abstractmethod
     def specs(self, classes: int) -> dict[str, ArraySpec]:
-        """The stored arrays for C = ``classes``. At least one is floating and uncompressed.
+        """The stored arrays for C = ``classes``. At least one is uncompressed: one that is floating, or ``KEPT``.
 
         Raises EncodingError when this encoding cannot keep that many classes.
         """
 
     @abstractmethod
-    def encode(self, logits: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """Stored arrays of ``logits`` (N, C), taken as float32.
+    def encode(self, logits: npt.NDArray[Any], keys: Keys | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Stored arrays of ``logits`` (N, C), taken as float32; ``keys`` (N,), where the encoding ``draws``.
 
         Raises EncodingError, with ``row`` set, on NaN, infinities and values out of range.
         """
@@ -69,6 +93,7 @@ class Encoding(ABC):
         """A bound on the error over the rows of ``arrays``, of C = ``classes``; 0 when nothing is lost.
 
         Dense: absolute, of a logit centred on its row's mean. Top-k: absolute, of a probability at a declared T.
+        0 also where classes are drawn: their weights are right on average, and no bound holds for one row.
         """
 
     @abstractmethod

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.encodings.base import Arrays, ArraySpec, Encoding, half_precision, largest_half, row_extremes
+from pipeline.encodings.base import Arrays, ArraySpec, Encoding, Keys, half_precision, largest_half, row_extremes
 from pipeline.errors import EncodingError
 from pipeline.softlabels import Dense as DenseLabels
 
@@ -50,7 +50,7 @@ class Dense(Encoding):
             return {"scale": ArraySpec((), "float32", "none"), "values": ArraySpec((classes,), "int8", "zstd")}
         return {"logits": ArraySpec((classes,), self.dtype, "none")}
 
-    def encode(self, logits: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, logits: npt.NDArray[Any], keys: Keys | None = None) -> dict[str, npt.NDArray[Any]]:
         """See Encoding."""
         values, top, bottom = row_extremes(logits)
         if self.dtype == "float32":

@@ -9,12 +9,18 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.encodings.base import Arrays, ArraySpec, Encoding, half_precision, row_extremes
+from pipeline.encodings import coarse
+from pipeline.encodings.base import (
+    LOWEST_EXPONENT,
+    Arrays,
+    ArraySpec,
+    Encoding,
+    Keys,
+    half_precision,
+    row_extremes,
+)
 from pipeline.errors import EncodingError
 from pipeline.softlabels import TopK as TopKLabels
-
-LOWEST_EXPONENT = -87.0
-"""Below it exp is a denormal number: ten times slower, and lost beside exp(0)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,11 @@ class TopK(Encoding):
     ``logits`` (K,) relative to the largest of the row; ``log_normaliser`` (S,), logsumexp over all classes of
     (logit - largest) / T; ``log_residual`` (S,), log of the probability of all dropped classes together at T.
 
+    In ``int8`` and ``int4`` (see ``coarse``): ``id_deltas_0`` (K,), ``id_deltas_1`` (K,), ..., the bytes of those
+    differences; ``values`` (K,), or (ceil(K / 2),) of int4, the kept logits in so many bits; ``span`` (), how far these
+    reach; ``log_residual`` (S,) in half precision, of which follows what the kept classes come to: there is no
+    ``log_normaliser``.
+
     The dropped mass is summed over the dropped classes: one minus the kept mass is negative in half of the rows
     of a confident teacher.
     """
@@ -34,13 +45,13 @@ class TopK(Encoding):
     temperatures: tuple[float, ...] = (1.0,)
 
     name: ClassVar[str] = "topk"
-    choices: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    choices: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8", "int4")
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise EncodingError(f"k should be a whole number of at least 1, found {self.k!r}")
         if self.dtype not in self.choices:
-            raise EncodingError(f"a top-k encoding should be {' or '.join(self.choices)}; found {self.dtype!r}")
+            raise EncodingError(f"a top-k encoding should be {', '.join(self.choices)}; found {self.dtype!r}")
         try:
             values = tuple(sorted(float(t) for t in self.temperatures))
         except (TypeError, ValueError, OverflowError):
@@ -51,9 +62,16 @@ class TopK(Encoding):
             )
         object.__setattr__(self, "temperatures", values)
 
+    @property
+    def least_format(self) -> int:  # type: ignore[override]
+        """3 where logits are kept in a few bits; 1 otherwise."""
+        return 3 if self.dtype in coarse.BITS else 1
+
     def specs(self, classes: int) -> dict[str, ArraySpec]:
-        """``id_deltas`` (K,), ``logits`` (K,), ``log_normaliser`` (S,), ``log_residual`` (S,)."""
+        """Those of the class, of which the residual is never compressed."""
         self._check(classes)
+        if self.dtype in coarse.BITS:
+            return coarse.specs(classes, self.k, self.dtype, len(self.temperatures))
         each = (len(self.temperatures),)
         return {
             "id_deltas": ArraySpec((self.k,), id_dtype(classes), "zstd"),
@@ -66,7 +84,7 @@ class TopK(Encoding):
         if not 1 <= self.k <= classes:
             raise EncodingError(f"k should be at most the number of classes, {classes}; found {self.k}")
 
-    def encode(self, logits: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, logits: npt.NDArray[Any], keys: Keys | None = None) -> dict[str, npt.NDArray[Any]]:
         """See Encoding."""
         values, top, _ = row_extremes(logits)
         rows, classes = values.shape
@@ -77,15 +95,30 @@ class TopK(Encoding):
         ids = (flat % classes).reshape(rows, self.k)
         chosen = relative.reshape(-1)[flat].reshape(rows, self.k)
         normaliser, residual = self._masses(relative, flat)
-        deltas = np.diff(ids, axis=1, prepend=0).astype(id_dtype(classes))
-        if self.dtype == "float16":
-            return {
-                "id_deltas": deltas,
-                "logits": half_precision(chosen, "kept logits below their largest"),
-                "log_normaliser": normaliser,
-                "log_residual": residual,
-            }
-        return {"id_deltas": deltas, "logits": chosen, "log_normaliser": normaliser, "log_residual": residual}
+        return self.packed(classes, ids, chosen, normaliser, residual)
+
+    def packed(
+        self,
+        classes: int,
+        ids: npt.NDArray[np.integer[Any]],
+        logits: npt.NDArray[np.float32],
+        log_normaliser: npt.NDArray[np.float32],
+        log_residual: npt.NDArray[np.float32],
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The stored arrays of C = ``classes``, from what ``softlabels.TopK`` has: ids (N, K) ascending, and so on.
+
+        Raises EncodingError, with the row, for a logit that float16 cannot hold.
+        """
+        deltas = np.diff(ids, axis=1, prepend=0)
+        if self.dtype in coarse.BITS:
+            return coarse.packed(classes, deltas, logits, log_residual, self.dtype, self.temperatures)
+        half = self.dtype == "float16"
+        return {
+            "id_deltas": deltas.astype(id_dtype(classes)),
+            "logits": half_precision(logits, "kept logits below their largest") if half else logits,
+            "log_normaliser": log_normaliser,
+            "log_residual": log_residual,
+        }
 
     def _masses(
         self, relative: npt.NDArray[np.float32], flat: npt.NDArray[np.int64]
@@ -111,6 +144,9 @@ class TopK(Encoding):
 
     def decode(self, arrays: Arrays, classes: int) -> TopKLabels:
         """See Encoding. Ids come back as int64, ascending."""
+        if self.dtype in coarse.BITS:
+            found = coarse.unpacked(arrays, classes, self.k, self.dtype, self.temperatures)
+            return TopKLabels(*found, self.temperatures, classes)
         return TopKLabels(
             ids=np.cumsum(arrays["id_deltas"], axis=1, dtype=np.int64),
             logits=arrays["logits"].astype(np.float32, copy=False),
@@ -121,8 +157,10 @@ class TopK(Encoding):
         )
 
     def bound(self, arrays: Arrays, classes: int) -> float:
-        """See Encoding. float32 arithmetic on both sides, and for float16 the rounding of each kept logit."""
+        """See Encoding. float32 arithmetic on both sides, and the rounding of each kept logit and of the residual."""
         arithmetic = 8.0 * float(np.finfo(np.float32).eps) * (2.0 + math.log(classes))
+        if self.dtype in coarse.BITS:
+            return arithmetic + coarse.rounding(arrays, self.k, self.dtype, self.temperatures)
         kept = arrays["logits"]
         if self.dtype == "float32" or not kept.size:
             return arithmetic
