@@ -10,17 +10,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipeline.datasets import Dataset
 from pipeline.devices import autocast
 from pipeline.models import FeatureTap, frozen, logits_of
 from pipeline.sampler import Order, Rows
 from pipeline.softlabels import Dense
+from pipeline.sources.positions import Positions, positions_of
 
 
 class LiveTeacher:
     """A teacher in evaluation mode, without gradients, run on the very inputs that the student gets.
 
     - ``classes``: C; ``precision`` of its forward pass: float32, bfloat16 or float16, whatever the student's is;
-    - ``features``: names and paths of modules whose outputs are kept too (see ``FeatureTap``), for ``LiveFeatures``.
+    - ``features``: names and paths of modules whose outputs are kept too (see ``FeatureTap``), for ``LiveFeatures``;
+    - ``sequences``: the dataset, where it has token sequences: labels are then those of scored positions.
 
     With features, one forward pass serves both ``next`` and ``next_features``, whichever is called first, when they
     are given the same tensor of inputs and the same rows. Each answer is given once and then let go of: asked again,
@@ -37,6 +40,7 @@ class LiveTeacher:
         device: str | torch.device = "cpu",
         precision: str = "float32",
         features: Mapping[str, str] | None = None,
+        sequences: Dataset | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = frozen(model).to(self.device)
@@ -45,6 +49,7 @@ class LiveTeacher:
         self._tap = FeatureTap(self.model, self.features)
         self._classes = classes
         self._kept = _Kept()
+        self._sequences = sequences
 
     @property
     def classes(self) -> int:
@@ -60,7 +65,9 @@ class LiveTeacher:
         return self
 
     def next(self, inputs: Tensor, rows: Rows) -> Dense:
-        """Logits (B, C) float32 for ``inputs`` (B, ...)."""
+        """Logits (B, C) float32 for ``inputs`` (B, ...); (P, V) at the scored positions of sequences (B, L)."""
+        if self._sequences is not None:
+            return self._at_positions(inputs, positions_of(self._sequences, rows, self.device))
         kept = self._kept.of(inputs, rows)
         if (labels := kept.labels) is None:
             labels, features = self.ask(inputs)
@@ -68,6 +75,11 @@ class LiveTeacher:
                 self._kept = _Kept(inputs, rows, features=features)
         kept.labels = None
         return labels
+
+    def _at_positions(self, inputs: Tensor, positions: Positions) -> Dense:
+        self.model.eval()
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), autocast(self.device, self.precision):
+            return Dense(positions.of(logits_of(self.model(inputs[:, : positions.longest]))).float())
 
     def next_features(self, inputs: Tensor, rows: Rows) -> dict[str, Tensor]:
         """Features (B, ...) float32 by name for ``inputs`` (B, ...)."""

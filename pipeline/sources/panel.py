@@ -112,7 +112,7 @@ class _PanelStream:
             soft = stream.next(inputs, rows)
             if isinstance(soft, Opinions):
                 raise ConfigError(f"the sources of a panel give soft labels; its source {number} is a panel itself")
-            device = (soft.stored if isinstance(soft, Dense) else soft.logits).device
+            device = (soft.stored if isinstance(soft, Dense) else soft.ids).device
             if member.classes is not None and self._classes[number] is None:
                 self._classes[number] = torch.tensor(member.classes, device=device)
             found.append(Opinion(soft, self._classes[number], weights[number].to(device, non_blocking=True)))

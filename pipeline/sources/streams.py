@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cached_property
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from pipeline.errors import CacheMismatchError
 from pipeline.sampler import Order, Rows
+from pipeline.sources.batches import Batches
+from pipeline.sources.gathering import Places
 from pipeline.sources.matching import Matching
 from pipeline.sources.prefetch import Prefetch
 from pipeline.sources.stored import Content
-from pipeline.sources.windows import Batches, Buffers, PartTable, Window, take
+from pipeline.sources.windows import Buffers, PartTable, Window
 from pipeline.store import Cache
 
 AUTO_BYTES = 256 << 20
@@ -118,17 +121,8 @@ class Streams(Generic[T]):
 
     @cached_property
     def _entry_bytes(self) -> int:
-        """Bytes of the tensors of one entry."""
-        sizes: list[int] = []
-
-        def weigh(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.nbytes)
-            return tensor
-
-        content = self._content
-        blank = content.stored.allocate(self._cache.manifest.layout.length)
-        content.map(content.batch({name: np.zeros_like(rows) for name, rows in blank.items()}), weigh)
-        return sum(sizes)
+        """Bytes of the tensors of one entry, in the mean."""
+        return math.ceil(self._content.position_bytes * self._cache.manifest.layout.mean_length)
 
     def stream(self, order: Order, epoch: int, start: int, view: int) -> CachedStream[T]:
         """Those of ``view``, which the cache holds, for the batches of one epoch, from batch ``start`` on."""
@@ -162,19 +156,30 @@ class Streams(Generic[T]):
         with closing(self._cache.files.ahead()) as ahead:
             ahead.ask(window.paths())
             window.load(len(window.parts))
-        slot_of = np.zeros(len(matching.entry_of), dtype=np.int64)
-        slot_of[matching.rows] = window.slots(matching.entry_of[matching.rows])
+        places = _of_rows(window, matching, table.length)
         if self.resident == "ram":
             pin = device.type == "cuda"
-            return lambda rows: content.batch(take(window.arrays, slot_of[rows], threads=True), pin=pin)
+            return lambda rows: content.batch(window.gather(places.some(rows), threads=True), pin=pin)
         everything = content.map(content.batch(window.arrays), lambda tensor: tensor.to(device))
-        slots = torch.from_numpy(slot_of).to(device)
+        starts = torch.from_numpy(places.starts).to(device)
 
         def find(rows: Rows) -> T:
-            index = slots[torch.from_numpy(rows).to(device, non_blocking=True)]
-            return content.map(everything, lambda tensor: tensor.index_select(0, index))
+            if table.length == 1:
+                return content.select(everything, starts[torch.from_numpy(rows).to(device, non_blocking=True)])
+            positions = torch.from_numpy(places.some(rows).positions())
+            return content.select(everything, positions.to(device, non_blocking=True))
 
         return find
+
+
+def _of_rows(window: Window, matching: Matching, length: int) -> Places:
+    """Where the positions of every dataset row lie in a window that holds all of them; placeholders for other rows."""
+    rows, everyone = matching.rows, np.arange(len(matching.entry_of), dtype=np.int64)
+    found = window.places(matching.entry_of[rows], matching.lengths_of(rows, length))
+    starts, lengths = np.zeros_like(everyone), np.array(matching.lengths_of(everyone, length), dtype=np.int64)
+    known = np.zeros(len(everyone), dtype=bool)
+    starts[rows], lengths[rows], known[rows] = found.starts, found.lengths, found.known
+    return Places(starts, lengths, known)
 
 
 def _head(rows: Rows) -> str:

@@ -1,4 +1,4 @@
-"""The cache on disk, format versions 1 and 2 (docs/format.md): written once, verified, read by anybody.
+"""The cache on disk, format versions 1 to 3 (docs/format.md): written once, verified, read by anybody.
 
     layout -> writer -> manifest.json, index/, labels.zarr/ or labels/, features.zarr/ -> reader -> verify
 
@@ -8,10 +8,11 @@ Nothing here imports torch: a cache can be inspected, verified and read on a mac
 from __future__ import annotations
 
 from pipeline.store.index import IndexRows
-from pipeline.store.layout import Group, Layout, Part, part_size_for
+from pipeline.store.layout import Group, Layout, Part, groups_of, part_size_for
 from pipeline.store.manifest import FORMAT, STORES, FeatureSpec, Manifest
+from pipeline.store.opening import open_cache
 from pipeline.store.parts import FileRecord, PartRecord
-from pipeline.store.reader import Cache, open_cache
+from pipeline.store.reader import Cache
 from pipeline.store.transfer import TransferReport, pull, push
 from pipeline.store.verify import Problem, VerifyReport, verify
 from pipeline.store.writer import CacheWriter, replay_file
@@ -32,6 +33,7 @@ __all__ = [
     "Problem",
     "TransferReport",
     "VerifyReport",
+    "groups_of",
     "open_cache",
     "part_size_for",
     "pull",

@@ -16,7 +16,13 @@ from pipeline.store.parts import PartRecord
 
 
 class Backend(ABC):
-    """Some named arrays over the positions of a cache, cut into parts."""
+    """Some named arrays over the positions of a cache, cut into parts.
+
+    Those named in ``kept`` have a row for each kept class instead, the classes of a position one after another; the
+    array ``encodings.KEPT`` counts them.
+    """
+
+    kept: frozenset[str] = frozenset()
 
     @abstractmethod
     def static(self) -> dict[str, bytes]:
@@ -32,10 +38,13 @@ class Backend(ABC):
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Array name -> (shape after the position axis, dtype)."""
+        """Array name -> (shape after the first axis, dtype)."""
 
-    def seals(self, files: Files, part: Part, sizes: Mapping[str, int]) -> dict[str, int]:
-        """What tells a part's files from sound files of another part, by path; none where they say it themselves."""
+    def seals(self, files: Files, part: Part, sizes: Mapping[str, int], kept: int = 0) -> dict[str, int]:
+        """What tells a part's files from sound files of another part, by path; none where they say it themselves.
+
+        ``kept``: classes that the part keeps in all.
+        """
         return {}
 
     @abstractmethod
@@ -49,6 +58,15 @@ class Backend(ABC):
 
     @abstractmethod
     def read_rows(
-        self, files: Files, part: PartRecord, rows: npt.NDArray[np.int64], names: tuple[str, ...] | None = None
+        self,
+        files: Files,
+        part: PartRecord,
+        rows: npt.NDArray[np.int64],
+        names: tuple[str, ...] | None = None,
+        bounds: npt.NDArray[np.int64] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Some positions of a part, counted from its first, in any order."""
+        """Some positions of a part, counted from its first, in any order.
+
+        ``bounds`` (positions + 1,), which arrays of kept classes take: where those of each position begin in the part,
+        and where the last ones end. Those of all ``rows`` come back one after another.
+        """

@@ -75,6 +75,10 @@ def _rows(manifest: Manifest, sizes: Mapping[str, int]) -> Iterator[tuple[str, s
     yield "views", _views(_mapping(identity.get("views")))
     for split, n in manifest.counts["splits"].items():
         yield split, f"{_number(n['examples'], 'example')}, {_number(n['views'], 'view')}"
+    if manifest.layout.length != 1:
+        each = manifest.layout.mean_length
+        average = " on average" if manifest.layout.is_ragged else ""
+        yield "positions", f"{manifest.layout.positions:,}, {each:,.1f} of an entry{average}"
     yield "encoding", _encoding(manifest)
     shapes = (f"{_cell(name)} {tuple(f.shape)} {f.dtype}" for name, f in manifest.features.items())
     yield "features", ", ".join(shapes) or "none"
@@ -119,6 +123,10 @@ def _encoding(manifest: Manifest) -> str:
         return f"`topk`, {found['dtype']}: {kept}; in {manifest.store}"
     if name == "dense":
         return f"`dense`, {found['dtype']}: all logits, for any temperature; in {manifest.store}"
+    if name == "sampled":
+        from_what = "" if found["proposal"] == 1 else f" from p^{found['proposal']:g}"
+        drawn = f"{found['n']:,} draws{from_what} at each position, at T = {found['temperature']:g}"
+        return f"`sampled`, {_cell(found['scheme'])}, seed {found['seed']}: {drawn}; in {manifest.store}"
     return f"{_cell({'name': name, **found})}; in {manifest.store}"
 
 
@@ -191,6 +199,12 @@ def _bound(manifest: Manifest) -> str:
             f"Not what a teacher said: noise was added at T = {about}, and no bound holds for any one label. The noisy "
             f"labels are kept {off}."
         )
+    if manifest.encoding.draws:
+        at = ", ".join(f"{t:g}" for t in manifest.temperatures)
+        return (
+            f"Drawn at random from the teacher's distribution at T = {at}: on average over the draws the labels are "
+            "that distribution, and no bound holds for any one of them."
+        )
     if manifest.bound == 0:
         return f"Exact: the logits are {whose}, to the bit."
     if manifest.temperatures:
@@ -214,6 +228,15 @@ def _compared(found: dict[str, Any]) -> Iterator[str]:
         f"Held against {whom}, on {_number(entries, 'entry', 'entries')}: the most probable class "
         f"is the same in {_share(agreed)}."
     )
+    draws = found.get("draws")
+    names = ("classes", "weight", "error")
+    if isinstance(draws, dict) and all(isinstance(draws.get(name), (int, float)) for name in names):
+        del found["draws"]
+        found.pop("kl", None)
+        yield (
+            f"On average a position keeps {draws['classes']:.1f} classes, whose weights come to {draws['weight']:.4g}; "
+            f"the squared error of the weights is {draws['error']:.2g}, summed over the classes."
+        )
     known = all(isinstance(v, dict) and {"mean", "max"} <= v.keys() for v in kl.values()) if kl else False
     if kl and known and all(isinstance(v[n], (int, float)) for v in kl.values() for n in ("mean", "max")):
         del found["kl"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.encodings import Dense, TopK
+from pipeline.encodings import KEPT, Dense, Sampled, TopK
 from pipeline.store.layout import Group
 from pipeline.store.manifest import Manifest
 
@@ -17,7 +17,7 @@ def reading(manifest: Manifest) -> Iterator[str]:
     if not groups:
         return
     yield from ("## How to read it", "", "These run as they stand in the folder of the cache. With Softlabels:")
-    yield from _block(_ours(groups[0]))
+    yield from _block(_ours(groups[0], draws=manifest.encoding.draws))
     tool = "zarr" if manifest.store == "zarr" else "pyarrow"
     yield f"With {tool}, without Softlabels: probabilities at the first positions, those of the first entries."
     yield from _block(_stock(manifest))
@@ -35,25 +35,26 @@ def _block(code: list[str]) -> Iterator[str]:
     yield from ("", "```python", *code, "```", "")
 
 
-def _ours(group: Group) -> list[str]:
+def _ours(group: Group, *, draws: bool) -> list[str]:
+    first = "soft.ids[: soft.offsets[1]], soft.weights[: soft.offsets[1]]" if draws else "soft.logits[0]"
     return [
         "from pipeline import open_cache",
         "",
         'cache = open_cache(".")  # or the URL of this folder',
         f'for part in cache.parts_of("{group.split}", view={group.view}):',
         "    ids, soft = cache.index(part).example_ids, cache.decode(cache.read_part(part))",
-        "    print(ids[0], soft.logits[0])",
+        f"    print(ids[0], {first})",
     ]
 
 
 def _stock(manifest: Manifest) -> list[str]:
     """Read some rows of each array, and compute probabilities."""
     rows = min(_ROWS, manifest.layout.parts[0].positions)
+    specs = manifest.encoding.specs(manifest.classes)
     if manifest.store == "zarr":
         head = ["import numpy as np", "import zarr", "", 'labels = zarr.open_group("labels.zarr", mode="r")']
-        names = {name: f'labels["{name}"][:{rows}]' for name in manifest.encoding.specs(manifest.classes)}
-        return [*head, *_probabilities(manifest, names)]
-    specs = manifest.encoding.specs(manifest.classes)
+        ends = {name: "end" if spec.axis == KEPT else f"{rows}" for name, spec in specs.items()}
+        return [*head, *_probabilities(manifest, {name: f'labels["{name}"][:{ends[name]}]' for name in specs})]
     head = [
         "import numpy as np",
         "import pyarrow.dataset as ds",
@@ -61,6 +62,9 @@ def _stock(manifest: Manifest) -> list[str]:
         f'labels = ds.dataset("labels", format="parquet").to_table(filter=ds.field("position") < {rows})',
     ]
     names = {name: f'np.array(labels["{name}"].to_pylist(), np.{spec.dtype})' for name, spec in specs.items()}
+    names |= {
+        name: f'labels["{name}"].combine_chunks().flatten().to_numpy()' for name, s in specs.items() if s.axis == KEPT
+    }
     return [*head, *_probabilities(manifest, names)]
 
 
@@ -69,6 +73,8 @@ def _probabilities(manifest: Manifest, read: dict[str, str]) -> list[str]:
     encoding = manifest.encoding
     if isinstance(encoding, TopK):
         temperature = encoding.temperatures[0]
+        if encoding.least_format > 1:
+            return _of_few_bits(encoding, read)
         return [
             f"ids = np.cumsum({read['id_deltas']}.astype(np.int64), axis=1)  # the {encoding.k} classes kept",
             f"logits, normaliser = {read['logits']}, {read['log_normaliser']}",
@@ -76,6 +82,8 @@ def _probabilities(manifest: Manifest, read: dict[str, str]) -> list[str]:
             f"rest = np.exp({read['log_residual']}[:, 0])  # of all other classes together",
             "print(ids[0], probs[0], rest[0])",
         ]
+    if isinstance(encoding, Sampled):
+        return _draws(manifest, encoding, read)
     if not isinstance(encoding, Dense):
         return [f"print({expression})" for expression in read.values()]
     if encoding.dtype == "int8":
@@ -87,6 +95,49 @@ def _probabilities(manifest: Manifest, read: dict[str, str]) -> list[str]:
         "probs = np.exp(logits - logits.max(axis=1, keepdims=True))  # T = 1",
         "probs /= probs.sum(axis=1, keepdims=True)",
         "print(probs[0])",
+    ]
+
+
+def _of_few_bits(encoding: TopK, read: dict[str, str]) -> list[str]:
+    """Code that makes ids and probabilities of top-k labels of 8 or 4 bits."""
+    planes = [name for name in read if name.startswith("id_deltas_")]
+    deltas = " + ".join(f"({read[name]}.astype(np.int64) << {8 * number})" for number, name in enumerate(planes))
+    values, most, temperature = read["values"], 255, encoding.temperatures[0]
+    if encoding.dtype == "int4":
+        values, most = f"np.concatenate([{values} & 15, {values} >> 4], axis=1)[:, :{encoding.k}]", 15
+    return [
+        f"ids = np.cumsum({deltas}, axis=1)  # the {encoding.k} classes kept",
+        f"values, span = {values}, {read['span']}.astype(np.float32)",
+        f"logits = -span[:, None] * (values / np.float32({most})) ** 2",
+        f"rest = np.exp({read['log_residual']}[:, 0].astype(np.float32))  # of all other classes together",
+        f"probs = np.exp(logits / {temperature!r})  # T = {temperature:g}",
+        "probs *= (1 - rest[:, None]) / probs.sum(axis=1, keepdims=True)",
+        "print(ids[0], probs[0], rest[0])",
+    ]
+
+
+def _draws(manifest: Manifest, encoding: Sampled, read: dict[str, str]) -> list[str]:
+    """Code that makes ids and weights of draws: those of all positions one after another."""
+    planes = [name for name in read if name.startswith("draws_")]
+    whole = " | ".join(f"({read[name]}.astype(np.int64) << {8 * number})" for number, name in enumerate(planes))
+    rest = max((manifest.classes - 1).bit_length() - 4, 0)
+    if encoding.counted:
+        made = [
+            f"deltas = whole & 15 | (whole >> 8 & {2**rest - 1}) << 4",
+            f"counts = whole >> 4 & 15 | whole >> {8 + rest} << 4",
+            f"counts[counts == 0] = {encoding.n} - np.add.reduceat(counts, starts)  # the largest of each is left out",
+            f"probs = counts / {encoding.n}  # T = {encoding.temperature:g}",
+        ]
+    else:
+        made = ["deltas = whole", f"probs = {read['weights']}.astype(np.float32)  # T = {encoding.temperature:g}"]
+    return [
+        f"kept = {read[KEPT]}.astype(np.int64)  # classes of each position",
+        "starts, end = np.cumsum(kept) - kept, int(kept.sum())",
+        f"whole = {whole}",
+        *made,
+        "sums = np.cumsum(deltas)",
+        "ids = sums - np.repeat(sums[starts] - deltas[starts], kept)  # each position starts at 0",
+        "print(ids[: kept[0]], probs[: kept[0]])",
     ]
 
 
@@ -108,6 +159,8 @@ def _duckdb(manifest: Manifest, group: Group) -> list[str]:
     else:
         array = "values, scale" if getattr(manifest.encoding, "dtype", "") == "int8" else "logits"
         array = f"id_deltas, {array}, log_residual" if isinstance(manifest.encoding, TopK) else array
+        several = manifest.encoding.draws or manifest.encoding.least_format > 1
+        array = ", ".join(manifest.encoding.specs(manifest.classes)) if several else array
         on = "start = position" if manifest.layout.length == 1 else "position between start and start + length - 1"
         body = [
             f"    select example_id, label, position, {array}",

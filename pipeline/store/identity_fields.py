@@ -16,8 +16,11 @@ def format_of(identity: Mapping[str, Any]) -> int:
     return 2 if None in (*known, *seen) or "merged" in views or not views.get("plain", True) else 1
 
 
-def check_identity(reader: Fields, identity: Mapping[str, Any], version: int) -> None:
-    """What everybody who uses a cache asks of its identity is there, or, from version 2 on, is said to be unknown."""
+def check_identity(reader: Fields, identity: Mapping[str, Any], version: int, *, third: bool) -> None:
+    """What everybody who uses a cache asks of its identity is there, or, from version 2 on, is said to be unknown.
+
+    ``third``: its layout or encoding takes version 3.
+    """
     teacher, data, views = (reader.get(identity, name, dict) for name in ("teacher", "data", "views"))
     texts = ((identity, "preprocessing"), (teacher, "reference"), (teacher, "state"), (data, "digest"))
     for place, name in (*texts, (views, "transform")):
@@ -30,8 +33,9 @@ def check_identity(reader: Fields, identity: Mapping[str, Any], version: int) ->
     _check_merged(reader, views)
     if "lineage" in identity:
         _check_lineage(reader, reader.get(identity, "lineage", list))
-    if version != format_of(identity):
-        raise reader.fail(f"it says format version {version}; what it says of itself takes {format_of(identity)}")
+    least = 3 if third else format_of(identity)
+    if version != least:
+        raise reader.fail(f"it says format version {version}; what it says of itself takes {least}")
     if not isinstance(teacher.get("args", {}), dict):
         raise reader.fail(f"the teacher's args should be an object; found {shown(teacher['args'])}")
     reader.count(data, "examples", 0, MOST_ENTRIES)

@@ -44,7 +44,8 @@ class IndexRows:
     - ``input_digests``: E hex sha256 of the stored bytes of the example, before decoding; None for random views,
       whose examples are those of view 0 (a digest does not compress: 32 bytes for every entry would add up), and
       where nobody knows (an imported cache);
-    - ``start``, ``length`` (E,): the positions of each entry in the arrays. The writer fills them in.
+    - ``length`` (E,): how many positions each entry has, at least 1. Left out where all have equally many;
+    - ``start`` (E,): the first of them in the arrays. The writer fills it in.
     """
 
     example_ids: Sequence[str]
@@ -57,7 +58,7 @@ class IndexRows:
     length: Ints | None = None
 
     def __post_init__(self) -> None:
-        columns = (self.example_ids, self.seeds, self.labels, self.input_digests)
+        columns = (self.example_ids, self.seeds, self.labels, self.input_digests, self.length)
         counts = {len(column) for column in columns if column is not None}
         if len(counts) != 1:
             raise ValueError(f"the columns of an index should be equally long; found lengths {sorted(counts)}")
@@ -75,14 +76,18 @@ def path_of(number: int) -> str:
     return f"index/part-{number:05d}.parquet"
 
 
-def encode(part: Part, rows: IndexRows, length: int = 1) -> bytes:
-    """The index file of ``part``, with ``start`` and ``length`` filled in. ValueError when ``rows`` are not its own."""
+def encode(part: Part, rows: IndexRows) -> bytes:
+    """The index file of ``part``, with ``start`` filled in, and ``length`` where all entries have equally many.
+
+    Raises ValueError when ``rows`` are not its own.
+    """
     if (rows.split, rows.view, len(rows)) != (part.split, part.view, part.entries):
         raise ValueError(
             f"part {part.number} holds {part.entries} entries of {part.split}, view {part.view}; "
             f"found {len(rows)} of {rows.split}, view {rows.view}"
         )
     count = len(rows)
+    length = lengths_of(part, rows)
     digests = [None] * count if rows.input_digests is None else [bytes.fromhex(d) for d in rows.input_digests]
     if any(d is not None and len(d) != 32 for d in digests):
         raise ValueError("an input digest should be a hex sha256")
@@ -91,13 +96,29 @@ def encode(part: Part, rows: IndexRows, length: int = 1) -> bytes:
         pa.array([rows.split] * count, pa.string()),
         pa.array(np.full(count, rows.view, dtype=np.int32)),
         pa.array(np.asarray(rows.seeds, dtype=np.int64)),
-        pa.array(part.start + length * np.arange(count, dtype=np.int64)),
-        pa.array(np.full(count, length, dtype=np.int32)),
+        pa.array(part.start + np.cumsum(length) - length),
+        pa.array(length.astype(np.int32)),
         pa.array(np.asarray(rows.labels, dtype=np.int64)),
         pa.array(digests, pa.binary(32)),
     ]
     zstd = ("example_id", "split", "view", "start", "length", "label")
     return write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=65_536, zstd=zstd)
+
+
+def lengths_of(part: Part, rows: IndexRows) -> Ints:
+    """The positions (E,) of each entry of ``part``. ValueError when they are not those that the part has."""
+    if rows.length is None:
+        each, rest = divmod(part.positions, part.entries)
+        if rest:
+            raise ValueError(f"the entries of part {part.number} are ragged: IndexRows needs the length of each")
+        return np.full(part.entries, each, dtype=np.int64)
+    length = np.asarray(rows.length, dtype=np.int64)
+    if (length < 1).any() or int(length.sum()) != part.positions:
+        raise ValueError(
+            f"part {part.number} has {part.positions:,} positions in entries of 1 or more; found lengths that come to "
+            f"{int(length.sum()):,}, the least {int(length.min())}"
+        )
+    return length
 
 
 def decode(
@@ -139,18 +160,26 @@ def _foreign(files: Files, part: Part) -> CacheError:
     return files.corrupt(path_of(part.number), f"its rows are not those of {where}")
 
 
-def rows_of(files: Files, part: Part, size: int, *, digests: bool = True) -> IndexRows:
+def spans_of(files: Files, part: Part, size: int, *, ragged: bool, digests: bool = True) -> tuple[Ints, Ints]:
+    """``start`` and ``length`` (E,) of each entry of ``part``, checked against it. Raises as ``decode`` does."""
+    return _spans(files, part, decode(files, part, size, ["length"], digests=digests), ragged)
+
+
+def _spans(files: Files, part: Part, table: pa.Table, ragged: bool) -> tuple[Ints, Ints]:
+    start, length = (table[name].to_numpy().astype(np.int64) for name in ("start", "length"))
+    even = ragged or bool((length * part.entries == part.positions).all())
+    sums = bool((length >= 1).all()) and int(length.sum()) == part.positions
+    if not (even and sums and bool((start == part.start + np.cumsum(length) - length).all())):
+        raise _foreign(files, part)
+    return start, length
+
+
+def rows_of(files: Files, part: Part, size: int, *, ragged: bool = False, digests: bool = True) -> IndexRows:
     """The index of ``part``, checked against it. Raises as ``decode`` does."""
     table = decode(files, part, size, digests=digests)
-    start, length = (table[name].to_numpy().astype(np.int64) for name in ("start", "length"))
-    ends = start + length
-    sound = (
-        set(table["split"].to_pylist()) <= {part.split}
-        and bool((table["view"].to_numpy() == part.view).all())
-        and bool((length * part.entries == part.positions).all())
-        and bool((start[1:] == ends[:-1]).all())
-    )
-    if not sound:
+    start, length = _spans(files, part, table, ragged)
+    of_part = set(table["split"].to_pylist()) <= {part.split} and bool((table["view"].to_numpy() == part.view).all())
+    if not of_part:
         raise _foreign(files, part)
     return IndexRows(
         example_ids=table["example_id"].to_pylist(),

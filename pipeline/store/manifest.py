@@ -10,17 +10,19 @@ from typing import Any
 
 from pipeline import encodings
 from pipeline.encodings import ArraySpec, Encoding
-from pipeline.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError, EncodingError, some
-from pipeline.identity import SPLITS, digest
-from pipeline.store.fields import MOST_CLASSES, MOST_ENTRIES, MOST_PARTS, Fields, shown
+from pipeline.errors import CacheCorruptError, CacheFormatError, EncodingError, some
+from pipeline.identity import digest
+from pipeline.store.counts import counts_of, is_third, least_format
+from pipeline.store.counts import parse as parse_counts
+from pipeline.store.fields import MOST_CLASSES, Fields, shown
 from pipeline.store.files import safe_name
-from pipeline.store.identity_fields import check_identity, format_of
+from pipeline.store.identity_fields import check_identity
 from pipeline.store.layout import Layout
-from pipeline.store.parts import IS_DIGEST, LEAST_BYTES, FileRecord, parse_files
+from pipeline.store.parts import IS_DIGEST, FileRecord, parse_files
 from pipeline.store.parts import PATH as PARTS
 
 PATH = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """The newest version that this release reads. A cache is written as the lowest one that can say what it is."""
 
 STORES = ("zarr", "parquet")
@@ -30,9 +32,6 @@ MAX_BYTES = 256 * 1024 * 1024
 
 MOST_DEPTH = 64
 """Deeper JSON is refused: what is read near the limit of recursion cannot be written or printed again."""
-
-_FREE_PARTS = 2048
-"""So many parts take no memory worth a check."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Manifest:
     @property
     def format(self) -> int:
         """The lowest format version that can say what this cache is."""
-        return format_of(self.identity)
+        return least_format(self.identity, ragged=self.layout.is_ragged, encoding=self.encoding, classes=self.classes)
 
     @property
     def lineage(self) -> tuple[Mapping[str, Any], ...]:
@@ -115,13 +114,7 @@ class Manifest:
     @property
     def counts(self) -> dict[str, Any]:
         """Entries, positions and parts, and the examples and views of each split."""
-        splits = {s: {"examples": e, "views": v} for s, (e, v) in self.layout.splits().items()}
-        return {
-            "entries": self.layout.entries,
-            "positions": self.layout.positions,
-            "parts": len(self.layout.parts),
-            "splits": splits,
-        }
+        return counts_of(self.layout)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, as it stands in the file, with the digest of all the rest."""
@@ -219,7 +212,6 @@ def parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manifes
         raise CacheFormatError(f"{where} has its labels in {shown(store)}; this release reads {' and '.join(STORES)}")
     if not IS_DIGEST.fullmatch(get(identity, "digest", str)):  # scratch folders are named after it
         raise fail(f"the digest of the identity should be a sha256; found {shown(identity['digest'])}")
-    check_identity(reader, identity, found["format"])
     classes = reader.count(found, "classes", 1, MOST_CLASSES)
     description = get(found, "encoding", dict)
     try:
@@ -229,13 +221,16 @@ def parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manifes
         raise CacheFormatError(f"{where}: {str(error)[:1000]}") from error
     if found["temperatures"] != list(encoding.temperatures) or identity.get("encoding", description) != description:
         raise fail("temperatures and identity should be those of the encoding")
+    files = parse_files(get(found, "files", dict), where)
+    stated = files[PARTS].size if PARTS in files else 0
+    layout = parse_counts(reader, found, stated if parts_bytes is None else parts_bytes)
+    check_identity(reader, identity, found["format"], third=is_third(layout.is_ragged, encoding, classes))
     names = get(found, "class_names", list)
     if len(names) not in (0, classes) or not all(isinstance(n, str) for n in names):
         raise fail(f"there should be {classes} class names or none; found {len(names)}")
     bound = found["bound"]
     if type(bound) not in (int, float) or not 0 <= bound <= sys.float_info.max:
         raise fail(f"bound should be a number of at least 0; found {shown(bound)}")
-    files = parse_files(get(found, "files", dict), where)
     fidelity = get(found, "fidelity", dict)
     if not isinstance(fidelity.get("kl", {}), dict):
         raise fail(f"kl should be an object by temperature; found {shown(fidelity['kl'])}")
@@ -244,7 +239,7 @@ def parse(found: dict[str, Any], where: str, parts_bytes: int | None) -> Manifes
         raise fail(f"the replayed views {shown(replay)} are not among the files")
     return Manifest(
         identity=identity,
-        layout=_layout(reader, found, files, parts_bytes),
+        layout=layout,
         encoding=encoding,
         bound=float(bound),
         classes=classes,
@@ -273,39 +268,3 @@ def _feature(reader: Fields, name: str, found: Any) -> FeatureSpec:
     if found.get("dtype") != "float16":
         raise CacheFormatError(f"{reader.where}: feature {name} should be float16; found {shown(found.get('dtype'))}")
     return FeatureSpec(tuple(shape))
-
-
-def _layout(reader: Fields, found: dict[str, Any], files: Mapping[str, FileRecord], parts_bytes: int | None) -> Layout:
-    """The layout that the counts describe, made only once it is known to be of a sensible size."""
-    counts = reader.get(found, "counts", dict)
-    entries = reader.count(counts, "entries", 0, MOST_ENTRIES)
-    positions = reader.count(counts, "positions", 0, MOST_ENTRIES)
-    parts = reader.count(counts, "parts", 0, MOST_PARTS)
-    part_size = reader.count(found["identity"], "part_size", 1, MOST_ENTRIES)
-    splits: dict[str, tuple[int, int]] = {}
-    for split, numbers in reader.get(counts, "splits", dict).items():
-        if split not in SPLITS or not isinstance(numbers, dict):
-            raise reader.fail(f"splits are {', '.join(SPLITS)}; found {shown(split)}")
-        examples = reader.count(numbers, "examples", 1, MOST_ENTRIES)
-        splits[split] = (examples, reader.count(numbers, "views", 1, MOST_PARTS))
-    length = positions // entries if entries else 1
-    expected = (
-        sum(examples * views for examples, views in splits.values()),
-        entries * length,
-        sum(-(-examples // part_size) * views for examples, views in splits.values()),
-    )
-    if (entries, positions, parts) != expected or length < 1:
-        raise reader.fail(
-            f"entries, positions and parts are {(entries, positions, parts)}, its splits come to {expected}"
-        )
-    if parts > _FREE_PARTS:
-        stated = files[PARTS].size if PARTS in files else 0
-        held = stated if parts_bytes is None else parts_bytes
-        if not held:
-            raise CacheIncompleteError(
-                f"{reader.where} counts {parts:,} parts and {PARTS}, which says where they are, is missing. Fetch the "
-                "cache again, or dump again to restore it"
-            )
-        if parts * LEAST_BYTES > held:
-            raise reader.fail(f"{parts:,} parts cannot be listed in the {held:,} bytes of {PARTS}")
-    return Layout.of(splits, part_size, length)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.encodings import KEPT
 from pipeline.errors import CacheCorruptError
 from pipeline.identity import canonical_json, digest, digest_bytes
 from pipeline.store.files import safe_path
@@ -82,6 +83,11 @@ class PartRecord(Part):
         if not all(path in files and type(seal) is int and 0 <= seal < 2**32 for path, seal in seals.items()):
             raise CacheCorruptError(f"part {part.number} has seals that are not those of its files: {str(seals)[:200]}")
         return cls(**values, files=dict(files), statistics=numbers, seals=dict(seals))
+
+    @property
+    def kept(self) -> int:
+        """Classes that its positions keep in all, by its statistics; 0 where each keeps as many."""
+        return int(self.statistics.get(KEPT, 0))
 
     @property
     def part(self) -> Part:

@@ -6,72 +6,30 @@ the number of entries. A cache may be read from several threads at once.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.encodings import Arrays, Encoding
-from pipeline.errors import CacheCorruptError, CacheIncompleteError, CacheNotFoundError, ConfigError
-from pipeline.softlabels import SoftLabels, TopK
+from pipeline.errors import CacheCorruptError, ConfigError, EncodingError
+from pipeline.softlabels import Sampled, SoftLabels, TopK
 from pipeline.store import index as index_files
 from pipeline.store import manifest as manifest_file
 from pipeline.store import parts as parts_file
+from pipeline.store.absent import absent
 from pipeline.store.arrays import Rows, StoredArrays
 from pipeline.store.backend import Backend
-from pipeline.store.copies import DEFAULT_BYTES, CopiedFiles
-from pipeline.store.files import Files, LocalFiles, RemoteFiles
+from pipeline.store.files import Files
 from pipeline.store.index import IndexRows
 from pipeline.store.layout import Part
 from pipeline.store.manifest import Manifest
 from pipeline.store.pages import parquet
 from pipeline.store.parquet_backend import ParquetBackend
 from pipeline.store.parts import FileRecord, PartRecord
-from pipeline.store.references import ReferencedFiles, is_reference
-from pipeline.store.remote import PatientFiles
+from pipeline.store.spans import EntrySpans
 from pipeline.store.zarr_backend import ZarrBackend
-from pipeline.workspace import MARK
-
-
-def open_cache(
-    address: str | Path,
-    *,
-    cache_dir: str | Path | None = None,
-    cache_bytes: int = DEFAULT_BYTES,
-    **storage_options: Any,
-) -> Cache:
-    """The cache at a path or an fsspec URL (``s3://``, ``memory://``, ...), with the options of its filesystem.
-
-    A reference file, whose name ends in ``.refs.json``, stands for the cache that it refers to.
-
-    With ``cache_dir``, parts of a cache at a URL are copied there as they are read, up to ``cache_bytes`` of the least
-    recently used; requests that fail in passing are tried again.
-
-    Raises CacheNotFoundError when nothing is there, CacheIncompleteError when a dump has not finished,
-    CacheFormatError for a version or field that this release does not know, CacheCorruptError when the metadata is
-    not what was committed.
-    """
-    text = str(address)
-    if is_reference(text):
-        referred = ReferencedFiles(text, storage_options)
-        return Cache(referred) if cache_dir is None or referred.local else _copied(referred, cache_dir, cache_bytes)
-    if "://" in text or "::" in text:
-        local = text.removeprefix("file://") if text.startswith("file://") else None
-        if local is None and cache_dir is not None:
-            return _copied(PatientFiles(text, storage_options), cache_dir, cache_bytes)
-        files: Files = LocalFiles(Path(local)) if local else RemoteFiles(text, storage_options)
-    else:
-        files = LocalFiles(Path(text))
-    return Cache(files)
-
-
-def _copied(remote: PatientFiles, cache_dir: str | Path, cache_bytes: int) -> Cache:
-    cache = Cache(remote)
-    cache.files = CopiedFiles(remote, cache.file_records(), Path(cache_dir), cache_bytes)
-    return cache
 
 
 class Cache:
@@ -85,7 +43,7 @@ class Cache:
         self.files = files
         self.address = files.address
         if files.size(manifest_file.PATH) is None:
-            raise _absent(files)
+            raise absent(files)
         data = files.read(manifest_file.PATH, limit=manifest_file.MAX_BYTES)
         parts_bytes = files.size(parts_file.PATH) or 0
         self.manifest = Manifest.from_json(data, files.where(manifest_file.PATH), parts_bytes)
@@ -97,6 +55,8 @@ class Cache:
         count = self.manifest.counts["parts"]
         self.parts = parts_file.decode(table, count, files.where(parts_file.PATH))
         specs = self.encoding.specs(self.classes)
+        self._most_kept = max(spec.most for spec in specs.values())
+        self._spans = EntrySpans(layout, digests=self.manifest.knows_content)
         self._labels: Backend = (
             ParquetBackend("labels", specs) if self.manifest.store == "parquet" else self._zarr("labels.zarr", specs)
         )
@@ -105,6 +65,9 @@ class Cache:
             sealed = {path for path in record.files if ".zarr/" in path}
             if (record.part, set(record.files), set(record.seals)) != (part, self.paths(part.number), sealed):
                 raise files.corrupt(parts_file.PATH, f"part {part.number} is not what the manifest says")
+            if self._labels.kept and not part.positions <= record.kept <= part.positions * self._most_kept:
+                what = f"part {part.number} keeps {record.kept:,} classes at {part.positions:,} positions"
+                raise files.corrupt(parts_file.PATH, f"{what}, where each keeps 1 to {self._most_kept:,}")
         gathered: dict[tuple[str, int], list[PartRecord]] = {(g.split, g.view): [] for g in layout.groups}
         for record in self.parts:
             gathered[record.split, record.view].append(record)
@@ -182,33 +145,28 @@ class Cache:
         """Array name -> path of the file that holds part ``number`` of it."""
         return self._labels.paths(number)
 
-    def allocate(self, positions: int) -> dict[str, npt.NDArray[Any]]:
-        """Empty arrays that can take ``positions`` positions; ``read_parts`` fills them again and again.
+    def allocate(self, positions: int, kept: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """Empty arrays that can take ``positions`` positions, which keep ``kept`` classes in all where that varies.
 
-        Raises CacheCorruptError when the files could not fill a part of what that takes.
+        ``read_parts`` fills them again and again. Raises CacheCorruptError when the files could not fill a part of
+        what that takes.
         """
-        return self._stored_labels().allocate(positions)
+        return self.stored_labels().allocate(positions, kept)
 
     def read_part(self, part: Part | int, out: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
         """The stored arrays of a part, ``part.positions`` rows each, into ``out`` when given.
 
-        Raises CacheIncompleteError when a file is missing, CacheCorruptError when one is not what was committed.
+        Arrays of kept classes have ``PartRecord.kept`` rows. Raises CacheIncompleteError when a file is missing,
+        CacheCorruptError when one is not what was committed.
         """
-        return self._stored_labels().read_part(self._record(part), out)
+        return self.stored_labels().read_part(self._record(part), out)
 
     def read_parts(self, parts: Sequence[Part | int], out: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
         """The stored arrays of several parts, one after the other, read straight into their places.
 
         ``out`` may have more rows than needed; views of its first rows come back. Raises as ``read_part`` does.
         """
-        records = [self._record(part) for part in parts]
-        total = sum(record.positions for record in records)
-        arrays = self.allocate(total) if out is None else {name: rows[:total] for name, rows in out.items()}
-        place = 0
-        for record in records:
-            self.read_part(record, {name: rows[place : place + record.positions] for name, rows in arrays.items()})
-            place += record.positions
-        return arrays
+        return self.stored_labels().read_parts([self._record(part) for part in parts], out)
 
     def read_rows(self, split: str, view: int, rows: Rows) -> dict[str, npt.NDArray[Any]]:
         """The stored arrays of some entries, ``rows`` (n,) within their split and view, in any order.
@@ -216,28 +174,37 @@ class Cache:
         For spot checks and evaluation: only the chunks that hold them are read. Entries of several positions come
         one after the other. Raises IndexError for a row out of range, and as ``read_part`` does.
         """
-        return self._stored_labels().read_rows(self.parts_of(split, view), rows)
+        return self.stored_labels().read_rows(self.parts_of(split, view), rows)
 
     def decode(self, arrays: Arrays) -> SoftLabels:
         """The soft labels that stored arrays hold, as numpy; their ``logits`` are float32.
 
         Raises CacheCorruptError for ids that are none of the classes: whoever gathers by them would leave the row.
         """
-        soft = self.encoding.decode(arrays, self.classes)
-        # They ascend, being sums of unsigned numbers: the last of each row is the largest.
-        if isinstance(soft, TopK) and len(soft) and int(largest := soft.ids[:, -1].max()) >= self.classes:
-            what = f"{self.address} holds an id {largest}; its ids should lie below {self.classes}"
-            raise CacheCorruptError(f"{what}. Fetch the cache again, or dump again")
+        again = "Fetch the cache again, or dump again"
+        try:
+            soft = self.encoding.decode(arrays, self.classes)
+        except EncodingError as error:
+            raise CacheCorruptError(f"{self.address}: {error}. {again}") from error
+        if isinstance(soft, TopK):  # ids ascend, being sums of unsigned numbers: the last of each row is the largest
+            ids = soft.ids[:, -1]
+        else:
+            ids = soft.ids if isinstance(soft, Sampled) else np.empty(0, np.int64)
+        for extreme in (int(ids.min()), int(ids.max())) if len(ids) else ():
+            if not 0 <= extreme < self.classes:
+                what = f"{self.address} holds an id {extreme}; its ids should lie below {self.classes}"
+                raise CacheCorruptError(f"{what}. {again}")
         return soft
 
     def index(self, part: Part | int) -> IndexRows:
         """The index of a part. Raises as ``read_part`` does."""
         record = self._record(part)
         size = record.files[index_files.path_of(record.number)].size
-        return index_files.rows_of(self.files, record, size, digests=self.manifest.knows_content)
+        ragged = self.manifest.layout.is_ragged
+        return index_files.rows_of(self.files, record, size, ragged=ragged, digests=self.manifest.knows_content)
 
     def ids(self, split: str) -> list[str]:
-        """The example ids of a split, in order. Grows with the split, as do the two below."""
+        """The example ids of a split, in order. Grows with the split, as do the three below."""
         return [i for table in self._column(split, "example_id") for i in table.to_pylist()]
 
     def input_digests(self, split: str) -> list[str]:
@@ -249,6 +216,29 @@ class Cache:
     def labels(self, split: str) -> Rows:
         """The hard labels (N,) of a split, -1 where there is none."""
         return np.concatenate([np.empty(0, np.int64), *(t.to_numpy() for t in self._column(split, "label"))])
+
+    def lengths(self, split: str) -> Rows:
+        """The positions (N,) of each example of a split, in order: as many in every view."""
+        if not self.manifest.layout.is_ragged:
+            return np.full(self.examples(split), self.manifest.layout.length, dtype=np.int64)
+        found = [self.spans(record, np.arange(record.entries))[1] for record in self._groups.get((split, 0), ())]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def spans(self, part: Part | int, entries: Rows) -> tuple[Rows, Rows]:
+        """Where ``entries`` (n,) of a part begin (n,), and their positions (n,), all counted from the part's first.
+
+        From the part's index where entries are ragged; raises as ``index`` does.
+        """
+        return self._spans.of(self.files, self._record(part), entries)
+
+    def lengths_of(self, split: str, entries: Rows, view: int = 0) -> Rows:
+        """The positions (n,) of some ``entries`` (n,) of a view of a split. Raises as ``index`` does."""
+        found = np.zeros(len(entries), dtype=np.int64)
+        blocks, within = np.divmod(np.asarray(entries, dtype=np.int64), self.part_size)
+        for block in np.unique(blocks).tolist():
+            here = np.flatnonzero(blocks == block)
+            found[here] = self.spans(self.parts_of(split, view)[block], within[here])[1]
+        return found
 
     def _column(self, split: str, name: str) -> list[Any]:
         columns = []
@@ -325,32 +315,9 @@ class Cache:
     def _record(self, part: Part | int) -> PartRecord:
         return self.parts[part if isinstance(part, int) else part.number]
 
-    def _stored_labels(self) -> StoredArrays:
+    def stored_labels(self) -> StoredArrays:
+        """The labels as they are stored."""
         return self._stored(self._labels, self._labels.shapes())
 
     def _stored(self, backend: Backend, names: Iterable[str]) -> StoredArrays:
-        return StoredArrays(self.files, backend, self.manifest.layout, self.parts, tuple(names))
-
-
-def _absent(files: Files) -> CacheNotFoundError | CacheIncompleteError:
-    """The error for an address without a manifest, which may hold a dump that has not finished."""
-    where = files.address
-    unfinished = CacheIncompleteError(
-        f"{where} has no {manifest_file.PATH}: its dump has not finished. Run the same dump again: it resumes"
-    )
-    if isinstance(files, ReferencedFiles):
-        what = f"{files.where(manifest_file.PATH)} is not there"
-        return CacheNotFoundError(f"{what}. Has its owner pushed the cache, and may you read it?")
-    if not isinstance(files, LocalFiles):
-        return CacheNotFoundError(f"{where} is not a cache: it has no {manifest_file.PATH}")
-    root = files.root
-    if (root / "journal").is_dir() or any((root / name).exists() for name in (parts_file.PATH, "index")):
-        return unfinished
-    scratch = root.parent.glob(f".{glob.escape(root.name)}{MARK}*")
-    if any(p.is_dir() and not p.name.endswith(f"{MARK}old") for p in scratch):
-        return unfinished
-    if not root.exists():
-        return CacheNotFoundError(f"there is no cache at {where}. Dump one there, or fetch it (dvc pull)")
-    return CacheNotFoundError(
-        f"{where} is not a cache: it has no {manifest_file.PATH}. Name a folder that a dump wrote"
-    )
+        return StoredArrays(self.files, backend, self.manifest.layout, self.parts, tuple(names), self.spans)

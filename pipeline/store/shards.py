@@ -31,7 +31,10 @@ MISSING = 2**64 - 1
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """How one array is stored: ``shards`` shards of ``capacity`` positions, cut into chunks of ``chunk`` positions."""
+    """How one array is stored: ``shards`` shards of ``capacity`` rows, cut into chunks of ``chunk`` rows.
+
+    A row is a position, or a class that a position keeps.
+    """
 
     trailing: tuple[int, ...]
     dtype: str
@@ -42,7 +45,8 @@ class ShardPlan:
 
     @classmethod
     def of(cls, spec: ArraySpec, shards: int, capacity: int) -> ShardPlan:
-        """The plan that the writer chooses for ``spec``."""
+        """The plan that the writer chooses for ``spec``, of ``capacity`` positions to a shard."""
+        capacity *= spec.most
         chunk = _largest_divisor(capacity, max(1, CHUNK_BYTES // max(1, spec.row_bytes)))
         return cls(spec.shape, spec.dtype, shards, capacity, chunk, spec.codec == "zstd")
 

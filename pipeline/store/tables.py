@@ -10,10 +10,20 @@ import pyarrow.parquet as pq
 PAGE_BYTES = 128 * 1024
 
 
-def write_table(table: pa.Table, *, row_group_size: int, zstd: tuple[str, ...], delta: tuple[str, ...] = ()) -> bytes:
-    """``table`` as Parquet bytes with page checksums: columns ``zstd`` compressed, ``delta`` as differences."""
+def write_table(
+    table: pa.Table,
+    *,
+    row_group_size: int,
+    zstd: tuple[str, ...],
+    delta: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
+) -> bytes:
+    """``table`` as Parquet bytes with page checksums: columns ``zstd`` compressed, ``delta`` as differences.
+
+    ``lists``: columns of lists of any length whose values ``zstd`` may name, by their leaf.
+    """
     sink = pa.BufferOutputStream()
-    leaves = [_leaf_of(field) for field in table.schema]
+    leaves = [_leaf_of(field, lists) for field in table.schema]
     pq.write_table(
         table,
         sink,
@@ -29,5 +39,6 @@ def write_table(table: pa.Table, *, row_group_size: int, zstd: tuple[str, ...], 
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _leaf_of(field: Any) -> str:
-    return f"{field.name}.list.element" if pa.types.is_fixed_size_list(field.type) else str(field.name)
+def _leaf_of(field: Any, lists: tuple[str, ...]) -> str:
+    listed = pa.types.is_fixed_size_list(field.type) or field.name in lists
+    return f"{field.name}.list.element" if listed else str(field.name)

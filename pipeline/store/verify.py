@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.encodings import Encoding
+from pipeline.encodings import Sampled as SampledEncoding
 from pipeline.errors import CacheCorruptError, CacheError, SoftlabelsError
 from pipeline.progress import Progress, Silent
-from pipeline.softlabels import Dense, SoftLabels
+from pipeline.softlabels import Dense, Sampled, SoftLabels
 from pipeline.store import index as index_files
 from pipeline.store import manifest as manifest_file
 from pipeline.store.parts import FileRecord, PartRecord
@@ -152,14 +154,19 @@ def _wrong_index(cache: Cache, part: PartRecord, damaged: Set[str]) -> str | Non
         return "it has the same example id twice"
     plain = cache.parts_of(part.split, 0)[part.first // cache.part_size]
     # A damaged index has been named already: that nothing can be compared with it is no fault of this one.
-    comparable = part.view > 0 and index_files.path_of(plain.number) not in damaged
-    if comparable and rows.example_ids != cache.index(plain).example_ids:
+    if part.view == 0 or index_files.path_of(plain.number) in damaged:
+        return None
+    there = cache.index(plain)
+    if rows.example_ids != there.example_ids:
         return "it has other example ids than the plain view of the same examples"
+    if not np.array_equal(index_files.lengths_of(part, rows), index_files.lengths_of(plain, there)):
+        return "its entries have other numbers of positions than those of the plain view"
     return None
 
 
 def _wrong_labels(cache: Cache, part: PartRecord) -> str | None:
-    return wrong_values(cache.decode(cache.read_part(part)))
+    soft = cache.decode(cache.read_part(part))
+    return wrong_values(soft) or wrong_draws(soft, cache.encoding)
 
 
 def _wrong_feature(cache: Cache, part: PartRecord, name: str) -> str | None:
@@ -179,6 +186,14 @@ def wrong_values(soft: SoftLabels) -> str | None:
         return None if np.isfinite(soft.logits).all() else "its logits are not finite"
     if soft.ids.size and not (soft.ids.min() >= 0 and soft.ids.max() < soft.classes):
         return f"its ids should lie below {soft.classes}; found {soft.ids.max()}"
+    if isinstance(soft, Sampled):
+        if (np.diff(soft.offsets) < 1).any():
+            return "it has positions without any class"
+        within = np.ones(max(0, len(soft.ids) - 1), bool)
+        within[soft.offsets[1:-1] - 1] = False
+        if not (np.diff(soft.ids)[within] > 0).all():
+            return "its ids do not ascend"
+        return None if (np.isfinite(soft.weights) & (soft.weights >= 0)).all() else "its weights are not 0 or more"
     if soft.ids.shape[1] > 1 and not (np.diff(soft.ids, axis=1) > 0).all():
         return "its ids do not ascend"
     if not (np.isfinite(soft.logits).all() and np.isfinite(soft.log_normaliser).all()):
@@ -186,4 +201,14 @@ def wrong_values(soft: SoftLabels) -> str | None:
     whole = soft.ids.shape[1] == soft.classes
     if not (np.isneginf(soft.log_residual).all() if whole else np.isfinite(soft.log_residual).all()):
         return "its residuals are not those of the classes that were dropped"
+    return None
+
+
+def wrong_draws(soft: SoftLabels, encoding: Encoding) -> str | None:
+    """What ``soft`` (numpy), otherwise sound, cannot be of this encoding: counts that are not all of its draws."""
+    if not (isinstance(soft, Sampled) and isinstance(encoding, SampledEncoding) and encoding.counted and len(soft)):
+        return None
+    counts = np.rint(soft.weights.astype(np.float64) * encoding.n)
+    if not (np.add.reduceat(counts, soft.offsets[:-1]) == encoding.n).all():
+        return f"its positions do not have {encoding.n} draws each"
     return None

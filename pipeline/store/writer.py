@@ -9,27 +9,26 @@ from __future__ import annotations
 import math
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.encodings import Arrays, Encoding
+from pipeline.encodings import KEPT, Arrays, Encoding
 from pipeline.errors import CacheError, CacheIncompleteError, DiskFullError
 from pipeline.store import index as index_files
 from pipeline.store import manifest as manifest_file
 from pipeline.store import parts as parts_file
 from pipeline.store.arrival import link, sha256_of
-from pipeline.store.backend import Backend
 from pipeline.store.card import PATH as CARD
 from pipeline.store.card import card, sizes_of
 from pipeline.store.files import Files, LocalFiles, MemoryFiles, safe_name
+from pipeline.store.fitting import check_lengths, check_rows, label_backend, ranges
 from pipeline.store.index import IndexRows
 from pipeline.store.layout import Layout, Part
-from pipeline.store.manifest import STORES, FeatureSpec, Manifest
-from pipeline.store.parquet_backend import ParquetBackend
+from pipeline.store.manifest import FeatureSpec, Manifest
 from pipeline.store.parts import FileRecord, PartRecord
 from pipeline.store.tables import write_table
 from pipeline.store.zarr_backend import ZarrBackend
@@ -44,28 +43,6 @@ _KNOWN = (*_WANTED, "bound", "fidelity", "replay", "temperatures")
 def replay_file(table: pa.Table) -> bytes:
     """The bytes of views.parquet: a few views as they were seen when the cache was dumped."""
     return write_table(table, row_group_size=64, zstd=())
-
-
-def label_backend(store: str, encoding: Encoding, classes: int, layout: Layout) -> Backend:
-    """The backend that ``store`` names, for the arrays of ``encoding``."""
-    specs = encoding.specs(classes)
-    if store == "zarr":
-        return ZarrBackend.create("labels.zarr", specs, len(layout.parts), layout.capacity)
-    if store == "parquet":
-        return ParquetBackend("labels", specs)
-    raise ValueError(f"the store should be {' or '.join(STORES)}; found {store!r}")
-
-
-def _ranges(numbers: Sequence[int], most: int = 8) -> str:
-    """Ascending numbers as ``FIRST:END`` ranges, as ``--parts`` takes them.
-
-    >>> _ranges([0, 1, 2, 5, 7, 8])
-    '0:3, 5:6, 7:9'
-    """
-    starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
-    ends = [n + 1 for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
-    found = [f"{start}:{end}" for start, end in zip(starts, ends, strict=True)]
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more ranges" if len(found) > most else "")
 
 
 class CacheWriter:
@@ -200,31 +177,34 @@ class CacheWriter:
     ) -> PartRecord:
         """Write one part and journal it. Threads may write different parts at once.
 
-        ``arrays`` is what the encoding made of the part's positions, ``features`` (positions, ...) float16 of each
-        named feature, ``statistics`` finite numbers worth keeping. Raises ValueError when they do not fit the part,
+        ``arrays`` is what the encoding made of the part's positions (those on the kept axis as long as ``KEPT`` sums
+        to), ``features`` (positions, ...) float16 of each named feature, ``statistics`` finite numbers worth keeping,
+        to which that sum is added. Raises ValueError when they do not fit the part,
         DiskFullError when there is no room, CacheIncompleteError when the system refuses to write for another reason;
         what was journalled before stays good.
         """
         if part != self.layout.parts[part.number]:
             raise ValueError(f"part {part.number} of this layout is another: {self.layout.parts[part.number]}")
-        features = features or {}
-        if not all(map(math.isfinite, (statistics or {}).values())):
+        check_lengths(self.layout, index)
+        features, statistics = features or {}, dict(statistics or {})
+        if not all(map(math.isfinite, statistics.values())):
             raise ValueError(f"statistics should be finite numbers; found {statistics}")
-        for what, given, known in (("arrays", arrays, self._labels), ("features", features, self._features)):
-            if set(given) != set(known.shapes()):
-                raise ValueError(f"the {what} should be {sorted(known.shapes())}; found {sorted(given)}")
-            for name, rows in given.items():
-                if len(rows) != part.positions:
-                    raise ValueError(f"{name} should have {part.positions} rows, found {len(rows)}")
+        kept = check_rows("arrays", part, self._labels, arrays)
+        check_rows("features", part, self._features, features)
+        if self._labels.kept:
+            statistics[KEPT] = kept
         data = {
             **self._labels.encode(part, arrays),
             **self._features.encode(part, features),
-            index_files.path_of(part.number): index_files.encode(part, index, self.layout.length),
+            index_files.path_of(part.number): index_files.encode(part, index),
         }
         written = MemoryFiles(data)
         sizes = {path: len(content) for path, content in data.items()}
-        seals = {**self._labels.seals(written, part, sizes), **self._features.seals(written, part, sizes)}
-        record = PartRecord.of(part, {p: FileRecord.of(d) for p, d in data.items()}, statistics or {}, seals)
+        seals = {
+            **self._labels.seals(written, part, sizes, kept),
+            **self._features.seals(written, part, sizes),
+        }
+        record = PartRecord.of(part, {p: FileRecord.of(d) for p, d in data.items()}, statistics, seals)
         journal = parts_file.journal_entry(record, self.identity)
         try:
             for path, content in data.items():
@@ -296,7 +276,7 @@ class CacheWriter:
         missing = sorted({part.number for part in self.layout.parts} - {r.number for r in records})
         if missing:
             raise CacheIncompleteError(
-                f"{len(missing):,} of {len(self.layout.parts):,} parts are not written yet: {_ranges(missing)}. Run "
+                f"{len(missing):,} of {len(self.layout.parts):,} parts are not written yet: {ranges(missing)}. Run "
                 "the dump again: it goes on from here"
             )
         static = {**self._labels.static(), **(self._features.static() if self.features else {})}

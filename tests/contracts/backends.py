@@ -15,7 +15,14 @@ from pipeline.errors import CacheCorruptError, CacheIncompleteError, ConfigError
 from pipeline.store import Cache, Layout, open_cache, verify
 from tests.store.small import CLASSES, LAYOUT, feature_of, files_of, index_of, logits_of, small_cache
 
-ENCODINGS = [Dense(), Dense("float16"), Dense("int8"), TopK(3, "float16", (1.0, 4.0)), TopK(6)]
+ENCODINGS = [
+    Dense(),
+    Dense("float16"),
+    Dense("int8"),
+    TopK(3, "float16", (1.0, 4.0)),
+    TopK(6),
+    TopK(5, "int4", (1.0, 4.0)),
+]
 
 
 def named(encoding: Encoding) -> str:

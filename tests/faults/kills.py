@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pipeline import dump, training
-from pipeline.dump import DumpConfig, parts, prepare
+from pipeline.dump import DumpConfig, asking, parts, prepare
 from pipeline.models import build_model, save_weights
 from pipeline.store import CacheWriter, parquet_backend, writer, zarr_backend
 from pipeline.training import TrainConfig, loop, stage
@@ -75,7 +75,7 @@ class DumpWork(Work):
         writer.write_atomic = lambda path, data: (write_journal if path.parent.name == writer.JOURNAL else write_file)(
             path, data
         )
-        parts.ask, parts.encode = watch.around("teacher", counted), watch.around("encode", parts.encode)
+        parts.ask, asking.encode = watch.around("teacher", counted), watch.around("encode", asking.encode)
         for backend in (zarr_backend.ZarrBackend, parquet_backend.ParquetBackend):
             backend.encode = watch.around("pack", backend.encode)
         CacheWriter.finalise = watch.around("finalise", CacheWriter.finalise, cover=True)

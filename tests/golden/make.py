@@ -1,6 +1,6 @@
 """Make the golden caches of a format version. Run once, from the repository root, when a version is first released:
 
-    python -m tests.golden.make 2
+    python -m tests.golden.make 3
 
 It never replaces a file: golden caches are what earlier releases wrote, and stay as they are. A cache is a zip archive,
 so that its many small files are one; ``expected.npz`` holds the logits that went in and the arrays that were stored.
@@ -17,10 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.encodings import Dense, Encoding, TopK
+from pipeline.encodings import Dense, Encoding, Sampled, TopK
 from pipeline.identity import digest
 from pipeline.store import CacheWriter, Layout
-from tests.store.small import CLASSES, files_of, identity_of, index_of, logits_of, small_cache
+from tests.store.small import (
+    CLASSES,
+    FEATURES,
+    encoded,
+    feature_of,
+    files_of,
+    identity_of,
+    index_of,
+    logits_of,
+    small_cache,
+)
 
 HERE = Path(__file__).parent
 LAYOUT = Layout.of({"train": (5, 2), "test": (3, 1)}, part_size=4)
@@ -117,9 +127,60 @@ def second_version() -> None:
             pack(Path(folder) / "c", name)
 
 
+LENGTHS_V3 = {"train": np.array([3, 1, 4, 1, 5]), "test": np.array([9, 2, 6])}
+RAGGED_V3 = Layout.ragged({"train": (LENGTHS_V3["train"], 2), "test": (LENGTHS_V3["test"], 1)}, part_size=4)
+THIRD: dict[str, tuple[Encoding, Layout]] = {
+    "ragged-topk": (TopK(3, "float16", (1.0, 4.0)), RAGGED_V3),
+    "ragged-sampled": (Sampled(5), RAGGED_V3),
+    "sampled-warm": (Sampled(6, temperature=2.0), LAYOUT),
+}
+FEW_BITS: dict[str, tuple[Encoding, Layout]] = {
+    "topk-int8": (TopK(4, "int8", (1.0, 4.0)), LAYOUT),
+    "topk-int4": (TopK(3, "int4", (2.0,)), RAGGED_V3),
+}
+NAMES_V3, NAMES_FEW_BITS = (
+    tuple(f"v3-{name}-{store}" for name in cases for store in ("zarr", "parquet")) for cases in (THIRD, FEW_BITS)
+)
+
+
+def third_version(names: tuple[str, ...] = NAMES_V3, values: str = "v3-expected.npz") -> None:
+    """Each archive of version 3, and the arrays that were stored."""
+    expected: dict[str, np.ndarray] = {}
+    for name in names:
+        kind, _, store = name.removeprefix("v3-").rpartition("-")
+        encoding, layout = {**THIRD, **FEW_BITS}[kind]
+        with tempfile.TemporaryDirectory() as folder:
+            identity = identity_of(encoding, store, layout)
+            writer = CacheWriter(
+                Path(folder), layout, encoding, classes=CLASSES, store=store, identity=identity["digest"],
+                features=FEATURES,
+            )  # fmt: skip
+            for part in layout.parts:
+                length = LENGTHS_V3[part.split][part.first : part.first + part.entries] if layout.is_ragged else None
+                arrays = encoded(encoding, part)
+                index = replace(index_of(part), length=length)
+                features = {"block.1": feature_of(part)}
+                writer.write_part(part, arrays, index, features, {"bound": encoding.bound(arrays, CLASSES)})
+                for array, rows in arrays.items():
+                    expected[f"{kind}/{part.number}/{array}"] = rows
+            writer.finalise({"identity": identity, "class_names": [f"class {n}" for n in range(CLASSES)]})
+            pack(Path(folder), name)
+    np.savez_compressed(HERE / values, **expected)
+
+
+def few_bits() -> None:
+    """Archives of version 3 with top-k labels of 8 and 4 bits, which came after the others."""
+    third_version(NAMES_FEW_BITS, "v3-few-bits-expected.npz")
+
+
 def main() -> None:
     """Write the archives of the version that is asked for, or stop when something is there."""
-    versions = {"1": (NAMES, first_version), "2": (NAMES_V2, second_version)}
+    versions = {
+        "1": (NAMES, first_version),
+        "2": (NAMES_V2, second_version),
+        "3": (NAMES_V3, third_version),
+        "3-few-bits": (NAMES_FEW_BITS, few_bits),
+    }
     names, make = versions[sys.argv[1]]
     for name in names:
         if (HERE / f"{name}.zip").exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.softlabels import Dense
+from pipeline.softlabels import Dense, Sampled, TopK
 from pipeline.store import Cache, open_cache, verify
 from tests.contracts.encodings import centred, softmax
 from tests.store.small import logits_of
@@ -120,3 +120,70 @@ def test_version_2_says_what_is_unknown_and_which_views_it_holds(second: tuple[s
         assert cache.manifest.unknown == () and len(cache.input_digests("train")) == 5
         assert cache.identity["views"]["merged"] == [{"seed": 0, "count": 1}, {"seed": 7, "count": 1}]
         assert cache.views("train") == (0, 1, 2)
+
+
+DRAWN: dict[str, tuple[list[int], list[float]]] = {
+    "ragged-sampled": ([4, 5], [0.2, 0.8]),
+    "sampled-warm": ([2, 4, 5], [0.166667, 0.333333, 0.5]),
+}
+
+# Ids of the first position of the last part; their probabilities and that of all others, at the first temperature.
+KEPT: dict[str, tuple[list[int], list[float]]] = {
+    "ragged-topk": ([0, 2, 4], [0.986658, 0.000628103, 0.0126652, 5.69637e-05]),
+    "topk-int8": ([0, 2, 3, 4], [0.986834, 0.000616957, 3.71423e-05, 0.0124924, 1.95263e-05]),
+    "topk-int4": ([0, 2, 4], [0.883258, 0.0222854, 0.0838154, 0.0106418]),
+}
+
+THIRD = [
+    "v3-ragged-topk-zarr",
+    "v3-ragged-topk-parquet",
+    "v3-ragged-sampled-zarr",
+    "v3-ragged-sampled-parquet",
+    "v3-sampled-warm-zarr",
+    "v3-sampled-warm-parquet",
+    "v3-topk-int8-zarr",
+    "v3-topk-int8-parquet",
+    "v3-topk-int4-zarr",
+    "v3-topk-int4-parquet",
+]
+
+
+@pytest.fixture(params=THIRD)
+def third(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Cache]:
+    with zipfile.ZipFile(HERE / f"{request.param}.zip") as archive:
+        archive.extractall(tmp_path)
+    return request.param[3:].rpartition("-")[0], open_cache(tmp_path)
+
+
+def test_version_3_is_sound_and_holds_what_was_written(third: tuple[str, Cache]) -> None:
+    kind, cache = third
+    assert cache.manifest.format == 3 and verify(cache).ok
+    values = "v3-few-bits-expected.npz" if "int" in kind else "v3-expected.npz"
+    with np.load(HERE / values) as expected:
+        for part in cache.parts:
+            for name, rows in cache.read_part(part).items():
+                np.testing.assert_array_equal(rows, expected[f"{kind}/{part.number}/{name}"])
+                assert rows.dtype == expected[f"{kind}/{part.number}/{name}"].dtype
+    if cache.manifest.layout.is_ragged:
+        assert cache.lengths("train").tolist() == [3, 1, 4, 1, 5] and cache.lengths("test").tolist() == [9, 2, 6]
+        assert [part.positions for part in cache.parts] == [9, 5, 9, 5, 17]
+        assert cache.manifest.layout.capacity == 17 and cache.index(2).start.tolist() == [34, 37, 38, 42]
+
+
+def test_version_3_decodes_to_what_it_decoded_to(third: tuple[str, Cache]) -> None:
+    """Ids and weights of the third position of the first part, spelt out."""
+    kind, cache = third
+    if "sampled" in kind:
+        soft = cache.decode(cache.read_part(0))
+        assert isinstance(soft, Sampled)
+        here = slice(int(soft.offsets[2]), int(soft.offsets[3]))
+        assert soft.ids[here].tolist() == DRAWN[kind][0]
+        np.testing.assert_allclose(soft.weights[here], DRAWN[kind][1], rtol=1e-4)
+        assert soft.temperature == (2.0 if "warm" in kind else 1.0)
+        return
+    soft = cache.decode(cache.read_part(4))
+    assert isinstance(soft, TopK)
+    temperature = soft.temperatures[0]
+    logprobs, residual = soft.at(temperature)
+    assert soft.ids[0].tolist() == KEPT[kind][0]
+    np.testing.assert_allclose(np.exp([*logprobs[0], residual[0]]), KEPT[kind][1], rtol=1e-4)

@@ -1,9 +1,9 @@
-"""Small caches for the tests: three splits, three views of the first, short last parts, one feature."""
+"""Small caches for the tests: three splits, three views of the first, short last parts, a feature; ragged ones."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,23 @@ from pipeline.store import Cache, CacheWriter, FeatureSpec, IndexRows, Layout, M
 CLASSES = 6
 LAYOUT = Layout.of({"train": (21, 3), "validation": (8, 1), "test": (9, 1)}, part_size=8)
 FEW = Layout.of({"train": (11, 2)}, part_size=8)
+LENGTHS = {s: np.random.default_rng([7, n]).integers(1, 6, 40) for n, s in enumerate(("train", "validation", "test"))}
+"""Positions of each example of a split, where entries are ragged."""
+
+
+def ragged_layout(splits: Mapping[str, tuple[int, int]], part_size: int) -> Layout:
+    """The layout of ragged entries of so many (examples, views) of each split."""
+    return Layout.ragged({s: (LENGTHS[s][:count], views) for s, (count, views) in splits.items()}, part_size)
+
+
+RAGGED = ragged_layout({"train": (21, 3), "validation": (8, 1), "test": (9, 1)}, 8)
 FEATURES = {"block.1": FeatureSpec((2, 3))}
+
+
+def encoded(encoding: Encoding, part: Part, classes: int = CLASSES) -> dict[str, npt.NDArray[Any]]:
+    """What an encoding makes of a part; draws follow from the number of the position."""
+    keys = np.arange(part.start, part.start + part.positions, dtype=np.uint64)
+    return encoding.encode(logits_of(part, classes), keys if encoding.draws else None)
 
 
 def logits_of(part: Part, classes: int = CLASSES) -> npt.NDArray[np.float32]:
@@ -35,6 +51,7 @@ def index_of(part: Part) -> IndexRows:
     """The index of a part: ids are train/0, train/1, ...; every third example has no label."""
     numbers = range(part.first, part.first + part.entries)
     ids = [f"{part.split}/{n}" for n in numbers]
+    length = LENGTHS[part.split][part.first : part.first + part.entries]
     return IndexRows(
         example_ids=ids,
         view=part.view,
@@ -42,6 +59,7 @@ def index_of(part: Part) -> IndexRows:
         seeds=np.array([view_seed(0, i, part.view) for i in ids], dtype=np.int64),
         labels=np.array([-1 if n % 3 == 2 else n % CLASSES for n in numbers], dtype=np.int64),
         input_digests=None if part.view else [hashlib.sha256(i.encode()).hexdigest() for i in ids],
+        length=length if int(length.sum()) == part.positions else None,
     )
 
 
@@ -73,12 +91,9 @@ def write(writer: CacheWriter, parts: Iterable[Part] | None = None) -> None:
     """Write parts (those that are not done, unless named) into a writer."""
     todo = [part for part in writer.layout.parts if part.number not in writer.done] if parts is None else parts
     for part in todo:
-        logits = logits_of(part)
-        arrays = writer.encoding.encode(logits)
+        arrays = encoded(writer.encoding, part)
         features = {"block.1": feature_of(part)} if writer.features else {}
-        writer.write_part(
-            part, arrays, index_of(part), features, {"bound": writer.encoding.bound(arrays, logits.shape[1])}
-        )
+        writer.write_part(part, arrays, index_of(part), features, {"bound": writer.encoding.bound(arrays, CLASSES)})
 
 
 def finalise(writer: CacheWriter, **more: Any) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.contracts.backends import BackendContract
+from tests.contracts.uneven import UnevenContract
 
 
 class TestZarr(BackendContract):
@@ -10,4 +11,12 @@ class TestZarr(BackendContract):
 
 
 class TestParquet(BackendContract):
+    store = "parquet"
+
+
+class TestUnevenZarr(UnevenContract):
+    store = "zarr"
+
+
+class TestUnevenParquet(UnevenContract):
     store = "parquet"

@@ -12,19 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.encodings import Dense, Encoding, TopK
+from pipeline.encodings import Dense, Encoding, Sampled, TopK
 from pipeline.store import Cache, Manifest, open_cache
 from pipeline.store.card import card, sizes_of
-from tests.store.small import FEW, small_cache
+from tests.store.small import FEW, ragged_layout, small_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+FEW_RAGGED = ragged_layout({"train": (11, 2)}, 8)
 KINDS: dict[str, Encoding] = {
     "dense": Dense("float16"),
     "exact": Dense(),
     "int8": Dense("int8"),
     "topk": TopK(3, "float16", (1.0, 4.0)),
     "topk-one": TopK(2, "float32", (2.0,)),
+    "topk-bits": TopK(3, "int4", (1.0, 4.0)),
+    "topk-bytes": TopK(4, "int8", (2.0,)),
+    "draws": Sampled(5, temperature=2.0),
+    "draws-many": Sampled(20, scheme="independent"),
+    "draws-weights": Sampled(4, proposal=0.5),
 }
 
 
@@ -33,7 +39,8 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cards")
     for name, encoding in KINDS.items():
         for store in ("zarr", "parquet"):
-            small_cache(folder / f"{name}-{store}", encoding, store, FEW, features=name != "exact")
+            layout = FEW_RAGGED if encoding.draws else FEW
+            small_cache(folder / f"{name}-{store}", encoding, store, layout, features=name != "exact")
     return folder
 
 
@@ -52,7 +59,18 @@ def test_every_block_runs_in_the_folder_of_the_cache(caches: Path, name: str, st
     assert len(printed) == len(blocks) and all(printed)
 
 
-@pytest.mark.parametrize("name", ["dense-zarr", "int8-parquet", "topk-parquet", "topk-one-zarr"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dense-zarr",
+        "int8-parquet",
+        "topk-parquet",
+        "topk-one-zarr",
+        "topk-bits-zarr",
+        "topk-bits-parquet",
+        "topk-bytes-zarr",
+    ],
+)
 def test_the_stock_block_finds_the_probabilities_of_our_reader(
     caches: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +87,32 @@ def test_the_stock_block_finds_the_probabilities_of_our_reader(
         expected = np.take_along_axis(expected, found["ids"], axis=1)
         np.testing.assert_allclose(found["probs"].sum(axis=1) + found["rest"], 1, rtol=1e-3)
     np.testing.assert_allclose(found["probs"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [f"{n}-{s}" for n in KINDS if "draws" in n for s in ("zarr", "parquet")])
+def test_the_stock_block_finds_the_draws_of_our_reader(
+    caches: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = open_cache(caches / name)
+    monkeypatch.chdir(caches / name)
+    (block,) = [b for b in BLOCK.findall(Path("README.md").read_text()) if "probs = " in b]
+    found: dict[str, Any] = {}
+    exec(block, found)
+    soft = cache.decode(cache.read_part(0)).select(np.arange(8))
+    np.testing.assert_array_equal(found["ids"], soft.ids)
+    np.testing.assert_allclose(found["probs"], soft.weights, rtol=1e-6)
+
+
+def test_a_card_says_what_is_uneven_and_claims_no_bound_for_draws(caches: Path) -> None:
+    text = (caches / "draws-many-zarr" / "README.md").read_text()
+    mean = f"{FEW_RAGGED.positions:,}, {FEW_RAGGED.positions / 22:,.1f} of an entry on average"
+    for words in (
+        f"| positions | {mean} |",
+        "20 draws at each position, at T = 1",
+        "Drawn at random",
+    ):
+        assert words in text
+    assert "Exact:" not in text and "is off by more" not in text
 
 
 def test_its_bytes_are_those_on_disk(caches: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,3 +83,39 @@ def test_a_layout_that_cannot_be_is_refused(groups: tuple[Group, ...], part_size
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="found dev"):
         Layout.of({"dev": (3, 1)}, 4)
+
+
+LENGTHS = st.lists(st.integers(1, 9), max_size=30).map(lambda n: np.array(n, np.int64))
+
+
+@given(st.dictionaries(st.sampled_from(SPLITS), st.tuples(LENGTHS, st.integers(0, 3))), st.integers(1, 12))
+def test_ragged_entries_lie_in_parts_as_long_as_they_are(
+    splits: dict[str, tuple[np.ndarray, int]], part_size: int
+) -> None:
+    layout = Layout.ragged(splits, part_size)
+    assert layout.splits() == {s: (len(splits[s][0]), splits[s][1]) for s in layout.splits()}
+    for part in layout.parts:
+        assert part.positions == splits[part.split][0][part.first : part.first + part.entries].sum()
+        assert part.start == part.number * layout.capacity and part.positions <= layout.capacity
+    assert layout.positions == sum(int(n.sum()) * views for n, views in splits.values())
+    alike = len({int(n) for given, views in splits.values() if views for n in given}) < 2
+    assert layout.is_ragged != alike
+    counted = {s: (len(n), views) for s, (n, views) in splits.items()}
+    assert layout.entries == Layout.of(counted, part_size).entries
+    if layout.entries:
+        assert layout.mean_length == pytest.approx(layout.positions / layout.entries)
+    longest = max((part.positions for part in layout.parts), default=1)
+    assert not layout.is_ragged or longest <= layout.capacity <= max(longest * 17 / 16, longest)
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (3, 2, 1, 1), (1, 2, 3, 2), (3, 2, 3, 3), (-3, 2, -3, 2)])
+def test_counts_that_cannot_be(counts: tuple[int, ...]) -> None:
+    groups = Layout.of({"train": (5, 2)}, 3).groups
+    with pytest.raises(ValueError, match=r"counts|positions"):
+        Layout(groups, 3, 0, counts)
+
+
+@pytest.mark.parametrize("lengths", [[1, 0], [3, -1], [2**31, 1], [[1, 2]]])
+def test_an_entry_has_a_sensible_number_of_positions(lengths: list) -> None:
+    with pytest.raises(ValueError, match="positions"):
+        Layout.ragged({"train": (np.array(lengths), 1)}, 4)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from pipeline.encodings import Dense, TopK
+from pipeline.encodings import KEPT, Dense, Sampled, TopK
 from pipeline.store import Cache
-from tests.store.small import LAYOUT, small_cache
+from tests.store.small import LAYOUT, RAGGED, small_cache
 
 FORMAT = Path(__file__).resolve().parents[2] / "docs/format.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", FORMAT.read_text(encoding="utf-8"), re.DOTALL)
@@ -30,6 +31,10 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_cache(folder / "mycache-topk", TopK(3, "float16", (1.0, 4.0)))
     small_cache(folder / "mycache-parquet", Dense("float16"), "parquet")
     small_cache(folder / "mycache-parquet-topk", TopK(3, "float16", (1.0, 4.0)), "parquet")
+    small_cache(folder / "mycache-topk4", TopK(3, "int4", (1.0, 4.0)))
+    small_cache(folder / "mycache-parquet-topk4", TopK(3, "int4", (1.0, 4.0)), "parquet")
+    small_cache(folder / "mycache-sampled", Sampled(12), layout=RAGGED)
+    small_cache(folder / "mycache-parquet-sampled", Sampled(12), "parquet", RAGGED)
     return folder
 
 
@@ -52,7 +57,7 @@ def cache(caches: Path, name: str) -> Cache:
     return open_cache(caches / name)
 
 
-@pytest.mark.parametrize("name", ["mycache", "mycache-topk"])
+@pytest.mark.parametrize("name", ["mycache", "mycache-topk", "mycache-topk4"])
 def test_zarr_agrees(caches: Path, name: str) -> None:
     ours, theirs = cache(caches, name), zarr.open_group(caches / name / "labels.zarr", mode="r")
     features = zarr.open_group(caches / name / "features.zarr", mode="r")
@@ -63,7 +68,7 @@ def test_zarr_agrees(caches: Path, name: str) -> None:
         np.testing.assert_array_equal(features["block.1"][rows], ours.read_feature("block.1", part))
 
 
-@pytest.mark.parametrize("name", ["mycache-parquet", "mycache-parquet-topk"])
+@pytest.mark.parametrize("name", ["mycache-parquet", "mycache-parquet-topk", "mycache-parquet-topk4"])
 def test_table_readers_agree(caches: Path, name: str) -> None:
     ours = cache(caches, name)
     folder = caches / name / "labels"
@@ -73,8 +78,50 @@ def test_table_readers_agree(caches: Path, name: str) -> None:
     expected = ours.read_parts(ours.parts)
     assert arrow.column_names == ["position", *expected]
     for array, rows in expected.items():
-        for found in (arrow[array].to_pylist(), polars[array].to_list(), [list(row) for row in duck[array]]):
+        for found in (arrow[array].to_pylist(), polars[array].to_list(), [_listed(row) for row in duck[array]]):
             np.testing.assert_array_equal(np.array(found, rows.dtype), rows)
+
+
+def _listed(row: Any) -> Any:
+    return list(row) if isinstance(row, (list, np.ndarray)) else row
+
+
+def test_the_snippet_of_few_bits_finds_the_probabilities_of_our_reader(
+    caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(caches)
+    (snippet,) = [s for s in SNIPPETS if "mycache-topk4" in s]
+    found: dict[str, Any] = {}
+    exec(snippet, found)
+    soft = cache(caches, "mycache-topk4").decode(cache(caches, "mycache-topk4").read_part(0))
+    logprobs, residual = soft.at(1.0)
+    np.testing.assert_array_equal(found["ids"], soft.ids)
+    np.testing.assert_allclose(found["probs"], np.exp(logprobs), rtol=1e-5)
+    np.testing.assert_allclose(found["rest"][:, 0], np.exp(residual), rtol=1e-5)
+
+
+def test_zarr_agrees_on_kept_classes(caches: Path) -> None:
+    ours, theirs = cache(caches, "mycache-sampled"), zarr.open_group(caches / "mycache-sampled/labels.zarr", mode="r")
+    for part in RAGGED.parts:
+        for array, expected in ours.read_part(part).items():
+            first = part.number * theirs[array].shards[0]
+            np.testing.assert_array_equal(theirs[array][first : first + len(expected)], expected)
+            assert not theirs[array][first + len(expected) : first + theirs[array].shards[0]].any()
+
+
+def test_table_readers_agree_on_kept_classes(caches: Path) -> None:
+    ours = cache(caches, "mycache-parquet-sampled")
+    folder = caches / "mycache-parquet-sampled/labels"
+    arrow = ds.dataset(folder, format="parquet").to_table().sort_by("position")
+    polars = pl.read_parquet(folder / "*.parquet").sort("position")
+    duck = duckdb.sql(f"select * from '{folder}/*.parquet' order by position").fetchall()
+    expected = ours.read_parts(ours.parts)
+    cuts = np.cumsum(expected[KEPT].astype(np.int64))[:-1]
+    for number, (array, rows) in enumerate(expected.items(), 1):
+        wanted = rows.tolist() if array == KEPT else [each.tolist() for each in np.split(rows, cuts)]
+        assert arrow[array].to_pylist() == wanted
+        assert polars[array].to_list() == wanted
+        assert [list(row[number]) if isinstance(row[number], list) else row[number] for row in duck] == wanted
 
 
 @pytest.mark.parametrize("name", ["mycache", "mycache-parquet"])

@@ -12,7 +12,19 @@ import pytest
 
 from pipeline.encodings import Dense, TopK
 from pipeline.errors import CacheIncompleteError, CacheNotFoundError
-from pipeline.store import CacheWriter, FeatureSpec, IndexRows, open_cache, replay_file, verify
+from pipeline.store import (
+    CacheWriter,
+    FeatureSpec,
+    FileRecord,
+    IndexRows,
+    Layout,
+    PartRecord,
+    open_cache,
+    replay_file,
+    verify,
+)
+from pipeline.store.files import MemoryFiles
+from pipeline.store.fitting import label_backend
 from tests.store.small import (
     CLASSES,
     LAYOUT,
@@ -201,3 +213,14 @@ def test_a_cache_describes_itself_in_json(tmp_path: Path) -> None:
     assert found["bytes"]["labels.zarr/logits"] > 80 * CLASSES * 4
     assert found["bytes_per_label"] > CLASSES * 4
     assert cache.digest[:12] in repr(cache)
+
+
+def test_a_large_part_of_int8_is_read_from_parquet() -> None:
+    """Parquet widens small integers to four bytes: a part of 4 MB asks for 16, which is honest."""
+    layout = Layout.of({"train": (4096, 1)}, 4096)
+    backend, part = label_backend("parquet", Dense("int8"), 1000, layout), layout.parts[0]
+    arrays = Dense("int8").encode(np.random.default_rng(0).standard_normal((4096, 1000)).astype(np.float32))
+    data = backend.encode(part, arrays)
+    record = PartRecord.of(part, {path: FileRecord.of(held) for path, held in data.items()}, {}, {})
+    for name, rows in backend.read(MemoryFiles(data), record).items():
+        np.testing.assert_array_equal(rows, arrays[name])
