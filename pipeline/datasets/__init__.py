@@ -1,4 +1,4 @@
-"""Sources of examples with stable ids: digits, arrays, image folders, other libraries' datasets, one's own."""
+"""Sources of examples with stable ids: digits, arrays, image folders, tokens, other libraries' datasets, one's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipeline.datasets.external import HubDataset, torchvision_dataset
 from pipeline.datasets.images import Images
 from pipeline.datasets.knowing import knowing
 from pipeline.datasets.munge import Munged
+from pipeline.datasets.tokens.dataset import Tokens
 from pipeline.errors import ConfigError
 from pipeline.references import call, resolve
 
@@ -26,13 +27,16 @@ __all__ = [
     "Images",
     "MapStyle",
     "Munged",
+    "Tokens",
     "check_dataset",
     "knowing",
     "load_dataset",
     "split_of",
 ]
 
-CHOICES = "digits, arrays:FILE.npz, images:FOLDER, torchvision:NAME, hf:PATH, munge:BASE or module:factory"
+CHOICES = (
+    "digits, arrays:FILE.npz, images:FOLDER, tokens:FOLDER, torchvision:NAME, hf:PATH, munge:BASE or module:factory"
+)
 
 
 def load_dataset(reference: str, arguments: Mapping[str, Any] | None = None) -> Dataset:
@@ -79,6 +83,7 @@ _SOURCES: dict[str, Any] = {
     "torchvision": _torchvision,
     "hf": HubDataset,
     "munge": _munged,
+    "tokens": Tokens,
 }
 
 

@@ -72,8 +72,11 @@ class Dataset(ABC):
     - ``splits`` (N,) int8, an index into SPLITS; by default ``split_of`` each id;
     - ``classes``: class names in the order of the logits; ``input_shape``: of what ``prepare`` returns, unbatched;
     - ``preprocessing``: what ``load`` and ``prepare`` do to the stored bytes, in words. It is part of a cache's
-      identity: change the words when the arithmetic changes.
+      identity: change the words when the arithmetic changes;
+    - ``discrete``: inputs are token ids (int64, below the number of classes) instead of float32 values.
     """
+
+    discrete: bool = False
 
     def __init__(
         self,
@@ -104,9 +107,18 @@ class Dataset(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Positions (N,) at which a distribution is scored, of each example: one, but for token sequences."""
+        return np.ones(len(self), np.int64)
+
+    def targets(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The class to predict at each position, (n, T) of n rows, -1 where there is none: by default the labels."""
+        return np.asarray(self.labels, np.int64)[rows][:, None]
+
     @abstractmethod
     def load(self, row: int) -> Tensor:
-        """The decoded example, which views act on: float32, images as (C, H, W) in [0, 1]."""
+        """The decoded example, which views act on: float32, images as (C, H, W) in [0, 1]; token ids as int64 (T,)."""
 
     def prepare(self, x: Tensor) -> Tensor:
         """The declared preprocessing: a float32 model input of ``input_shape`` from a decoded or viewed example."""
@@ -169,7 +181,7 @@ def check_dataset(dataset: Dataset) -> None:
         )
     if classes == 0 or len(set(dataset.classes)) != classes:
         raise DataError(f"{name} should name each class once; found {some(dataset.classes) or 'no class'}")
-    _check_ids(name, dataset.ids)
+    check_ids(name, dataset.ids)
     wrong = np.flatnonzero((dataset.labels < -1) | (dataset.labels >= classes))
     if len(wrong):
         raise DataError(
@@ -182,7 +194,8 @@ def check_dataset(dataset: Dataset) -> None:
         _check_example(dataset, row)
 
 
-def _check_ids(name: str, ids: Sequence[str]) -> None:
+def check_ids(name: str, ids: Sequence[str]) -> None:
+    """Raise DataError unless each id is a non-empty text of one line, and occurs once."""
     counts: dict[str, int] = {}
     for example_id in ids:
         if not isinstance(example_id, str) or not example_id or _UNWRITABLE.search(example_id):
@@ -206,10 +219,17 @@ def _check_example(dataset: Dataset, row: int) -> None:
             f"dataset and name them as views, which are replayed"
         )
     x = dataset.prepare(again.clone())
-    if tuple(x.shape) != dataset.input_shape or x.dtype != torch.float32:
+    wanted = torch.int64 if dataset.discrete else torch.float32
+    if tuple(x.shape) != dataset.input_shape or x.dtype != wanted:
         raise DataError(
-            f"{dataset.name}: {example_id} should be prepared as float32 of shape {dataset.input_shape}; found "
-            f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+            f"{dataset.name}: {example_id} should be prepared as {_dtype_name(wanted)} of shape {dataset.input_shape}; "
+            f"found {_dtype_name(x.dtype)} of shape {tuple(x.shape)}"
         )
+    if dataset.discrete and bool(((x < 0) | (x >= len(dataset.classes))).any()):
+        raise DataError(f"{dataset.name}: {example_id} should hold token ids from 0 to {len(dataset.classes) - 1}")
     if not bool(torch.isfinite(x).all()):
         raise DataError(f"{dataset.name}: {example_id} holds NaN or infinite values")
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

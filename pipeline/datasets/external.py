@@ -101,7 +101,7 @@ class HubDataset(Dataset):
         ``id`` the ids (by default "train/42"); ``options`` are those of ``Pictures.make``."""
         library = optional("datasets", "hf", f"hf:{path}")
         name = f"hf:{path}"
-        held = _open(library, path, name)
+        held = open_hub(library, path, name)
         self._parts = list(held.values())
         self._ends = list(accumulate(len(p) for p in self._parts))
         if not self._ends[-1]:
@@ -167,14 +167,14 @@ class HubDataset(Dataset):
             raise DataError(f"{self.name}, {self.ids[row]}: there is no picture: {error}") from error
 
 
-def _open(library: Any, path: str, name: str) -> dict[str, Any]:
-    """Split name -> dataset, of those whose names are known."""
+def open_hub(library: Any, path: str, name: str, configuration: str | None = None) -> dict[str, Any]:
+    """Split name -> dataset, of those whose names are known; "" where there is none. Raises DataError."""
     folder = Path(path).expanduser()
     try:
         if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
             found = library.load_from_disk(str(folder))
         elif folder.exists() or not path.startswith((".", "/", "~")):
-            found = library.load_dataset(str(folder) if folder.exists() else path)
+            found = library.load_dataset(str(folder) if folder.exists() else path, configuration)
         else:
             raise DataError(f"{name}: there is no folder {folder.absolute()}")
     except (OSError, ValueError) as error:

@@ -57,6 +57,8 @@ def knowing(dataset: Dataset, texts: Sequence[str]) -> Dataset:
     A text is the name of a class, or several joined by commas (one that holds a comma itself comes alone). Raises
     ConfigError for a name that is no class of the dataset, or is given twice, and for one class alone.
     """
+    if texts and dataset.discrete:
+        raise ConfigError(f"--classes is for examples of one label each; {dataset.name} holds tokens of one vocabulary")
     names: list[str] = []
     for text in texts:
         names += [text] if text in dataset.classes else [part.strip() for part in text.split(",")]

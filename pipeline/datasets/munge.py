@@ -49,6 +49,8 @@ class Munged(Dataset):
         """``p``: probability that an attribute is swapped; ``s``: the larger, the closer to the other's value."""
         name = f"munge:{base.name}"
         _check_arguments(name, size, p, s, seed, union)
+        if base.discrete:
+            raise DataError(f"{name} needs examples made of values, to swap and move; {base.name} holds tokens")
         rows = np.array(sorted(base.rows("train").tolist(), key=base.ids.__getitem__), np.int64)
         examples = _stacked(base, rows, name)
         made = munged(examples.reshape(len(rows), -1), size, p=p, s=s, seed=seed)
