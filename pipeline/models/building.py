@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.builtin import FAMILIES
+from pipeline.models.builtin import CAUSAL, FAMILIES
 from pipeline.models.external import timm_model, transformers_model
 from pipeline.models.hydra import PREFIX, Hydra
 from pipeline.references import call, resolve
 
-CHOICES = "cnn-WIDTH, resnet-WIDTH, mlp-WIDTH, timm:NAME, hf:PATH or module:factory"
+CHOICES = "cnn-WIDTH, resnet-WIDTH, mlp-WIDTH, gpt-WIDTH, timm:NAME, hf:PATH or module:factory"
+ADVICE = "Use gpt-WIDTH, hf:PATH or a causal language model of your own"
 
 
 def build_model(
@@ -23,8 +24,12 @@ def build_model(
     *,
     classes: int,
     input_shape: tuple[int, ...],
+    discrete: bool = False,
 ) -> nn.Module:
     """The model that a reference names, with random weights, or with its own where a library brings them.
+
+    ``discrete`` data are sequences of token numbers: ``classes`` is the vocabulary then, ``input_shape`` the longest
+    sequence (T,), and ``hf:PATH`` a causal language model.
 
     A ``module:factory`` is called with ``arguments``, and with ``classes`` and ``input_shape`` where it has
     parameters of those names. Raises ConfigError for a reference or argument that is not known, ModelError for a
@@ -35,17 +40,22 @@ def build_model(
     if family in FAMILIES and dash and ":" not in reference:
         if not width.isdecimal() or int(width) < 1:
             raise ConfigError(f"{family}-WIDTH needs a whole number of 1 or more; found {reference!r}")
+        if discrete and family not in CAUSAL:
+            raise ModelError(f"{reference} takes no token numbers, which this dataset's examples are. {ADVICE}")
         offered = {"classes": classes, "input_shape": tuple(input_shape)}
         return call(FAMILIES[family], {"width": int(width)} | given | offered, reference)  # type: ignore[no-any-return]
     source, colon, rest = reference.partition(":")
     if not colon or not rest:
         raise ConfigError(f"a model should be {CHOICES}; found {reference!r}")
+    if discrete and source in (PREFIX, "timm"):
+        gives = "takes images" if source == "timm" else "gives one distribution per example"
+        raise ModelError(f"{reference} {gives}; this dataset's examples are sequences of tokens. {ADVICE}")
     if source == PREFIX:
         return _with_heads(rest, given, classes, tuple(input_shape))
     if source == "timm":
         return timm_model(rest, given, classes=classes, input_shape=tuple(input_shape))
     if source == "hf":
-        return transformers_model(rest, given, classes=classes)
+        return transformers_model(rest, given, classes=classes, discrete=discrete)
     return _own(reference, given, classes, tuple(input_shape))
 
 

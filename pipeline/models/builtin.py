@@ -1,5 +1,7 @@
 """Small models that need nothing else: ``cnn-WIDTH`` and ``resnet-WIDTH``, teachers or students, and ``mlp-WIDTH``.
 
+``gpt-WIDTH``, for token sequences, has a file of its own.
+
 Their parts have names, so that a feature can be asked for: ``hint=stage2`` is the second stage of a cnn.
 """
 
@@ -11,6 +13,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.models.gpt import gpt
 
 
 def _block(inputs: int, outputs: int) -> list[nn.Module]:
@@ -131,4 +134,6 @@ def mlp(width: int, *, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     return Mlp(width, math.prod(input_shape), classes)
 
 
-FAMILIES = {"cnn": cnn, "resnet": resnet, "mlp": mlp}
+FAMILIES = {"cnn": cnn, "resnet": resnet, "mlp": mlp, "gpt": gpt}
+CAUSAL = ("gpt",)
+"""The families that take token numbers; the others take float32 inputs."""

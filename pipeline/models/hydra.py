@@ -28,8 +28,8 @@ class Hydra(nn.Module):
         if not layers:
             kinds = sorted({type(m).__name__ for m in body.modules() if not any(True for _ in m.children())})
             raise ModelError(
-                f"heads take the place of the last nn.Linear of a model, and {type(body).__name__} has none: it is made "
-                f"of {', '.join(kinds)}. Use a student that ends in a linear layer"
+                f"heads take the place of the last nn.Linear of a model, and {type(body).__name__} has none: it is "
+                f"made of {', '.join(kinds)}. Use a student that ends in a linear layer"
             )
         name, last = layers[-1]
         if last.out_features != classes:

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.datasets import Dataset
 from pipeline.errors import ModelError
 from pipeline.models.building import build_model
-from pipeline.models.checks import check_class_names
+from pipeline.models.checks import check_class_names, check_vocabulary
 from pipeline.models.structure import with_structure
 from pipeline.models.weights import load_weights, read_metadata, read_state
 
@@ -27,14 +27,17 @@ def load_model(
     Raises ConfigError or ModelError: what ``build_model`` and ``load_weights`` raise, and weights that say of
     themselves that they were trained on other classes, another order of them, or inputs prepared in another way.
     """
-    model = build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
+    discrete = getattr(dataset, "discrete", False)
+    model = build_model(
+        reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape, discrete=discrete
+    )
     if weights is not None:
         named = f"{whose} ({weights})"
         if Path(weights).suffix == ".safetensors":  # which say what they are for before they fail to fit
             metadata = read_metadata(weights)
             check_metadata(metadata, dataset, named)
             if metadata.get("structure"):
-                example = torch.zeros(2, *dataset.input_shape)
+                example = torch.zeros(2, *dataset.input_shape, dtype=torch.int64 if discrete else torch.float32)
                 return with_structure(model, metadata["structure"], read_state(weights), example)
         check_metadata(load_weights(model, weights), dataset, named)
     return model
@@ -44,7 +47,11 @@ def check_metadata(metadata: Mapping[str, Any], dataset: Dataset, whose: str) ->
     """Raise ModelError when what a file of weights says of itself does not fit ``dataset``; silence fits everything."""
     names = metadata.get("class_names")
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    check_class_names(names if named else None, dataset.classes, whose)
+    known = names if named else None
+    if getattr(dataset, "discrete", False):
+        check_vocabulary(known, dataset.classes, whose)
+    else:
+        check_class_names(known, dataset.classes, whose)
     declared = metadata.get("preprocessing")
     if declared is not None and declared != dataset.preprocessing:
         raise ModelError(

@@ -15,7 +15,9 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
 
     One MAC is one multiplication and one addition; what is called FLOPs elsewhere is often twice as much, and
     sometimes the same. Matrix products, convolutions and both products of attention count; norms, activations and
-    sums do not. ``example`` is (B, ...); the count is divided by B. The model is run as it is, in eval mode, on its own
+    sums do not, nor do lookups of embeddings. Causal attention counts in full, as if each token saw all: kernels that
+    skip what is masked do about half of its products. ``example`` is (B, ...), for token sequences (B, T), and the
+    count of all T tokens is divided by B. The model is run as it is, in eval mode, on its own
     device, and left in the mode it was in.
 
     Raises ModelError for a model with quantised modules, or programs compiled or scripted, whose operations would
@@ -59,8 +61,10 @@ def _is_opaque(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return False
-    return weight.is_quantized or not (weight.dtype.is_floating_point or weight.dtype.is_complex) or (
-        type(weight).__module__.startswith("torchao")
+    return (
+        weight.is_quantized
+        or not (weight.dtype.is_floating_point or weight.dtype.is_complex)
+        or (type(weight).__module__.startswith("torchao"))
     )
 
 

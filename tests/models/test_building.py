@@ -39,7 +39,9 @@ def test_widths_that_are_no_numbers(reference: str) -> None:
 
 @pytest.mark.parametrize("reference", ["cnn", "resnet18", "", "module:", "vit-3"])
 def test_unknown_references_list_the_choices(reference: str) -> None:
-    with pytest.raises(ConfigError, match="cnn-WIDTH, resnet-WIDTH, mlp-WIDTH, timm:NAME, hf:PATH or module:factory"):
+    with pytest.raises(
+        ConfigError, match="cnn-WIDTH, resnet-WIDTH, mlp-WIDTH, gpt-WIDTH, timm:NAME, hf:PATH or module:factory"
+    ):
         built(reference)
 
 
