@@ -10,6 +10,7 @@ from pipeline.losses.divergences import (
     skewed_reverse_kl_loss,
 )
 from pipeline.losses.features import FEATURE_LOSSES, FeatureLoss
+from pipeline.losses.fused import FusedTerms, fused_loss
 from pipeline.losses.hints import hint_loss
 from pipeline.losses.partial import opinions_loss
 from pipeline.losses.peers import gated_logits, mean_logits, mutual_loss, taught_loss
@@ -24,6 +25,7 @@ __all__ = [
     "Bridge",
     "EmbeddingHeads",
     "FeatureLoss",
+    "FusedTerms",
     "Projection",
     "ResponseLoss",
     "angle_relation_loss",
@@ -34,6 +36,7 @@ __all__ = [
     "decoupled_loss",
     "distance_relation_loss",
     "distillation_loss",
+    "fused_loss",
     "gated_logits",
     "hard_loss",
     "hint_loss",

@@ -29,6 +29,8 @@ class ResponseLoss:
     - ``function``: of (logits, soft labels) and, as keywords, the temperature and the parameters of its own;
     - ``what``: it is, in a few words; ``source``: paper and year;
     - ``topk``: it is defined on top-k labels with their residual, and exact there; the others need dense ones;
+    - ``sampled``: it can be estimated from sampled labels without bias, being linear in the teacher's probabilities but
+      for a constant;
     - ``bare``: it is defined on bare top-k labels too (``TopK.bare``), and has there the value that it has on all
       classes, of which the teacher gives the dropped ones nothing; reverse KL is infinite;
     - ``softened``: it has a temperature; ``labelled``: it needs the hard label of each row; ``batch``: a row's value
@@ -40,6 +42,7 @@ class ResponseLoss:
     what: str
     source: str
     topk: bool = False
+    sampled: bool = False
     bare: bool = False
     softened: bool = True
     labelled: bool = False
@@ -86,7 +89,12 @@ class ResponseLoss:
 
 LOSSES: dict[str, ResponseLoss] = {
     "kl": ResponseLoss(
-        distillation_loss, "KL(teacher || student)", "Hinton, Vinyals and Dean 2015", topk=True, bare=True
+        distillation_loss,
+        "KL(teacher || student)",
+        "Hinton, Vinyals and Dean 2015",
+        topk=True,
+        sampled=True,
+        bare=True,
     ),
     "logit-regression": ResponseLoss(
         logit_regression_loss, "squared difference of the centred logits", "Ba and Caruana 2014", softened=False

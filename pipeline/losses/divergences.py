@@ -2,7 +2,7 @@
 
 Student logits are (B, C), every loss (B,), in nats, times T^2 for the reason given at ``distillation_loss``. All are
 f-divergences, so top-k labels serve as well as dense ones: see ``partitioned`` for what is then compared, and for the
-errors that all of these raise.
+errors that all of these raise. Sampled labels are refused: none of these is linear in the teacher's probabilities.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def reverse_kl_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperature:
 
     Gu et al. 2024 (MiniLLM), section 2.1; here on whole distributions, without sampling.
     """
-    log_p, log_q = partitioned(student_logits_BC, soft, temperature)
+    log_p, log_q = partitioned(student_logits_BC, soft, temperature, "reverse KL needs")
     return temperature**2 * _kl(log_q, log_p)
 
 
@@ -35,7 +35,7 @@ def jensen_shannon_loss(
     below 1. For large T it is w (1 - w) times ``logit_regression_loss``: raise alpha to make up for the factor.
     """
     _share("weight", weight)
-    log_p, log_q = partitioned(student_logits_BC, soft, temperature)
+    log_p, log_q = partitioned(student_logits_BC, soft, temperature, "the Jensen-Shannon divergence needs")
     log_m = _mixed(log_p, log_q, weight)
     return temperature**2 * (weight * _kl(log_p, log_m) + (1 - weight) * _kl(log_q, log_m))
 
@@ -47,7 +47,7 @@ def skewed_kl_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperature: 
     ``logit_regression_loss``.
     """
     _share("skew", skew)
-    log_p, log_q = partitioned(student_logits_BC, soft, temperature)
+    log_p, log_q = partitioned(student_logits_BC, soft, temperature, "skewed KL needs")
     return temperature**2 * _kl(log_p, _mixed(log_p, log_q, skew))
 
 
@@ -59,7 +59,7 @@ def skewed_reverse_kl_loss(
     Ko et al. 2024 (DistiLLM), section 3.1; ``skew`` s is above 0 and below 1.
     """
     _share("skew", skew)
-    log_p, log_q = partitioned(student_logits_BC, soft, temperature)
+    log_p, log_q = partitioned(student_logits_BC, soft, temperature, "skewed reverse KL needs")
     return temperature**2 * _kl(log_q, _mixed(log_q, log_p, skew))
 
 

@@ -39,7 +39,7 @@ def opinions_loss(
             total = total + weights * response(given, labels_B, opinion.soft)
             continue
         rows = weights.nonzero()[:, 0]
-        soft = opinion.soft.map(lambda array, rows=rows: array[rows])  # type: ignore[misc]
+        soft = opinion.soft.select(rows)
         values = response(given[rows], labels_B[rows], soft) if len(rows) else given[rows].sum(dim=1)
         total = total.index_add(0, rows, weights[rows] * values)
     return total

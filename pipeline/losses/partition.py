@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, EncodingError
-from pipeline.softlabels import Dense, SoftLabels
+from pipeline.softlabels import Dense, Sampled, SoftLabels, TopK
 
 SMALLEST_LOG_RESIDUAL = -87.0
 """A dropped mass below the smallest normal float32 counts as that: its logarithm has to be finite."""
@@ -44,14 +44,18 @@ def dense_logits(
     """
     if not isinstance(soft, Dense):
         raise EncodingError(
-            f"{needs} the logits of all {soft.classes} classes, and these top-{soft.ids.shape[1]} labels hold some. "
+            f"{needs} the logits of all {soft.classes} classes, and these {_kind(soft)} labels hold some. "
             f"{instead}, or use a cache dumped with --encoding dense"
         )
     logits: Tensor = soft.logits
     return logits
 
 
-def partitioned(student_logits_BC: Tensor, soft: SoftLabels, temperature: float) -> tuple[Tensor, Tensor]:
+def _kind(soft: TopK | Sampled) -> str:
+    return "sampled" if isinstance(soft, Sampled) else f"top-{soft.ids.shape[1]}"
+
+
+def partitioned(student_logits_BC: Tensor, soft: SoftLabels, temperature: float, needs: str) -> tuple[Tensor, Tensor]:
     """log p and log q, teacher and student softened by T, each (B, M), on the cells that the labels tell apart.
 
     Dense labels: M = C, a cell per class. Top-k labels: M = K + 1, the kept classes and one cell that holds all the
@@ -59,8 +63,15 @@ def partitioned(student_logits_BC: Tensor, soft: SoftLabels, temperature: float)
     for the distributions over those cells: no class is renormalised or left out. For any f-divergence it is at most
     that of the full distributions (data processing inequality).
 
-    Raises what ``checked`` raises, and TemperatureError when top-k labels were not kept at T.
+    Raises what ``checked`` raises, TemperatureError when top-k labels were not kept at T, and EncodingError for sampled
+    labels: their weights are the teacher's probabilities in the mean alone, so that only a loss that is linear in those
+    can be estimated. ``needs`` begins that message ("reverse KL needs").
     """
+    if isinstance(soft, Sampled):
+        raise EncodingError(
+            f"{needs} the teacher's probabilities, and sampled labels hold estimates that are right in the mean. Use "
+            "a loss that is linear in them, --loss kl, or a cache dumped with --encoding topk or dense"
+        )
     student = checked(student_logits_BC, soft, temperature)
     log_q = torch.log_softmax(student / temperature, dim=1)
     if isinstance(soft, Dense):

@@ -31,7 +31,7 @@ def decoupled_loss(
     classes alone. Zhao et al. 2022, equation 7; with ``target`` 1 and ``others`` 1 - p_t (the teacher's mass outside
     the hard label) it is Hinton's loss, which mutes NCKD where the teacher is sure. ``labels_B`` is int64.
 
-    Raises EncodingError for top-k labels, and for labels of another shape.
+    Raises EncodingError for top-k and sampled labels, and for hard labels of another shape.
     """
     student = checked(student_logits_BC, soft, temperature)
     teacher = dense_logits(soft, "decoupled KD needs").to(student.dtype)
@@ -61,7 +61,7 @@ def correlation_loss(
     Huang et al. 2022, equations 7 to 9, and the factor of the code that they released. A single row, or a class on
     which all rows agree, has no correlation: it counts 1, without gradient.
 
-    Raises EncodingError for top-k labels.
+    Raises EncodingError for top-k and sampled labels.
     """
     student = checked(student_logits_BC, soft, temperature)
     teacher = dense_logits(soft, "DIST needs").to(student.dtype)
@@ -86,7 +86,7 @@ def standardised(logits_BC: Tensor) -> Tensor:
 
 
 def standardised_labels(soft: SoftLabels) -> Dense:
-    """Dense labels, standardised. Raises EncodingError for top-k labels: the mean and deviation are of all classes."""
+    """Dense labels, standardised. Raises EncodingError for others: the mean and deviation are of all classes."""
     return Dense(standardised(dense_logits(soft, "standardised logits need", "Leave out --standardise")))
 
 

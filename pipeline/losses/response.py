@@ -1,6 +1,6 @@
 """Losses on the student's output: what a student says against what the teacher said, and against the hard label.
 
-Student logits are (B, C), floating; every loss is (B,), in float32, or in float64 for float64 logits. The two
+Student logits are (B, C), floating; every loss is (B,), in float32, or in float64 for float64 logits. The
 distillation losses are autograd functions whose backward pass is the closed form: one softmax of each side per step,
 and nothing kept for the backward pass but the gradient itself. Second derivatives are not defined.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from pipeline.losses.blocks import Weighing, block_terms
 from pipeline.losses.partition import checked, dense_logits, same_shape, wide
 from pipeline.softlabels import Dense, SoftLabels
 
@@ -41,16 +42,20 @@ def distillation_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperatur
     teacher's residual against the student's mass on the dropped classes. Nothing is renormalised, and K = C gives
     the dense value.
 
+    Sampled labels give ``T^2 * -sum_j w_j log q_j``, q the student's softmax at T: the sampled cross-entropy of
+    Anshumann et al. 2025 (RS-KD). It is linear in the weights, whose mean over the draws is the teacher's p:
+    its mean is T^2 (KL + the teacher's entropy), and the mean of its gradient in the logits, ``T (s q - w)`` with
+    s = sum(w), is that of KL. ``q - w`` would be unbiased as well; it is the gradient of a value that changes when a
+    constant is added to a row, and it varies more but where the proposal is sharper than the teacher. Dividing by s
+    is biased. (docs/decisions/0014-language-models.md has the figures.)
+
     Raises ConfigError when T is not above 0, EncodingError when the numbers of rows or classes differ, and
-    TemperatureError when top-k labels were not kept at T.
+    TemperatureError when top-k or sampled labels were not kept at T.
     """
     student = checked(student_logits_BC, soft, temperature)
     if isinstance(soft, Dense):
         return _dense(student, soft.stored, float(temperature))
-    logprobs, log_residual = soft.at(temperature)
-    return _topk(
-        student, soft.ids.long(), logprobs.to(student.dtype), log_residual.to(student.dtype), float(temperature)
-    )
+    return _sparse(student, soft, float(temperature))
 
 
 def logit_regression_loss(student_logits_BC: Tensor, soft: SoftLabels) -> Tensor:
@@ -59,7 +64,7 @@ def logit_regression_loss(student_logits_BC: Tensor, soft: SoftLabels) -> Tensor
     Ba and Caruana 2014, equation 1, with both sides centred per row, since a constant added to all logits of a row
     means nothing and lossy encodings do not keep it. The scale is that of ``distillation_loss`` at high temperature.
 
-    Raises EncodingError for top-k labels: the logits of the dropped classes are not there.
+    Raises EncodingError for top-k and sampled labels: the logits of the other classes are not there.
     """
     same_shape(student_logits_BC, soft)
     student = wide(student_logits_BC)
@@ -95,42 +100,25 @@ class _DenseKL(torch.autograd.Function):
         return difference * (gradient * ctx.temperature)[:, None], None, None
 
 
-class _TopKKL(torch.autograd.Function):
-    """The same on the partition {kept classes, one by one} and {all the others}.
-
-    With a = student/T, q its softmax, q_o its mass on the dropped classes, p and r the teacher's kept masses and
-    residual and s = sum(p) + r (1 up to rounding): the derivative in a_j is s*q_j - p_j for a kept class and
-    s*q_j - r*q_j/q_o for a dropped one. q_j/q_o is taken in logs: it stays exact when q_o underflows.
-    """
+class _SparseLoss(torch.autograd.Function):
+    """The same on top-k labels, and sampled cross-entropy: see ``meeting`` for the gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, ids: Tensor, log_p: Tensor, log_residual: Tensor, temperature: float
-    ) -> Tensor:
-        log_q = torch.log_softmax(student / temperature, dim=1)
-        p = log_p.exp()
-        residual = log_residual.exp()
-        dropped = log_q.scatter(1, ids, -torch.inf)
-        log_others = torch.logsumexp(dropped, dim=1)
-        # A residual of 0 (K = C, or one that underflowed) contributes nothing, whatever the student's mass there.
-        term = torch.where(residual > 0, residual * (log_residual - log_others), torch.zeros_like(residual))
-        divergence = torch.linalg.vecdot(p, log_p - log_q.gather(1, ids)) + term
-        if ctx.needs_input_grad[0]:
-            total = p.sum(dim=1) + residual
-            gradient = log_q.exp_().mul_(total[:, None]).scatter_add_(1, ids, -p)
-            # Subtracting -inf from -inf (no class dropped) would give NaN; kept classes get exp(-inf) = 0.
-            safe = torch.where(torch.isfinite(log_others), log_others, torch.zeros_like(log_others))
-            gradient.sub_(dropped.sub_(safe[:, None]).exp_().mul_(residual[:, None]))
-            ctx.save_for_backward(gradient)
-            ctx.temperature = temperature
-        scaled: Tensor = divergence.mul_(temperature * temperature)
-        return scaled
+    def forward(ctx: Any, student: Tensor, soft: SoftLabels, temperature: float) -> Tensor:
+        block = student.clone(memory_format=torch.contiguous_format)
+        weighing = Weighing(alpha=1.0, temperature=temperature)
+        needed = ctx.needs_input_grad[0]
+        losses = block_terms(block, soft, None, None, weighing, differentiate=needed).soft
+        assert losses is not None
+        if needed:
+            ctx.save_for_backward(block)
+        return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (difference,) = ctx.saved_tensors
-        return difference * (gradient * ctx.temperature)[:, None], None, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (own,) = ctx.saved_tensors
+        return own * gradient[:, None], None, None
 
 
 def _dense(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -138,6 +126,6 @@ def _dense(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return result
 
 
-def _topk(student: Tensor, ids: Tensor, log_p: Tensor, log_residual: Tensor, temperature: float) -> Tensor:
-    result: Tensor = _TopKKL.apply(student, ids, log_p, log_residual, temperature)  # type: ignore[no-untyped-call]
+def _sparse(student: Tensor, soft: SoftLabels, temperature: float) -> Tensor:
+    result: Tensor = _SparseLoss.apply(student, soft, temperature)  # type: ignore[no-untyped-call]
     return result

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.softlabels import TopK
+from pipeline.softlabels import Sampled, TopK
 
 Array = npt.NDArray[np.float64]
 
@@ -54,4 +54,28 @@ def pair(rows: int, classes: int, seed: int = 0, scale: float = 3.0) -> tuple[to
     return (
         torch.randn(rows, classes, generator=generator) * scale,
         torch.randn(rows, classes, generator=generator) * scale,
+    )
+
+
+def draws64(
+    p: Array, proposal: Array, draws: int, temperature: float, generator: np.random.Generator
+) -> tuple[Sampled, Array]:
+    """``draws`` with replacement from each row of ``proposal``, weighed by p / proposal; also as weights (B, C)."""
+    dense = np.zeros_like(p)
+    for row, (own, chances) in enumerate(zip(p, proposal, strict=True)):
+        hits = generator.multinomial(draws, chances / chances.sum())
+        dense[row] = hits * own / chances / draws
+    return sampled_of(dense, temperature), dense
+
+
+def sampled_of(weights: Array, temperature: float) -> Sampled:
+    """The weights (B, C) that are not 0, as sampled labels."""
+    rows, ids = np.nonzero(weights)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(weights)))])
+    return Sampled(
+        ids=torch.from_numpy(ids.astype(np.int32)),
+        weights=torch.from_numpy(weights[rows, ids]),
+        offsets=torch.from_numpy(offsets),
+        temperature=temperature,
+        num_classes=weights.shape[1],
     )
