@@ -16,18 +16,19 @@ from torch.nn import functional
 from pipeline.configuration import REQUIRED, option, parse_arguments
 from pipeline.datasets import Dataset, knowing, load_dataset
 from pipeline.devices import autocast, resolve_device, use_threads
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.identity import short
 from pipeline.models import build_model, check_model, logits_of, save_weights, state_digest
 from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.sampler import Order, blocks_of
 from pipeline.training import Objective, Recipe, Task, fit, make_task
+from pipeline.training.causal import CausalLearner, judge_sequences
 from pipeline.training.config import DEFAULT_BLOCK
 from pipeline.training.inputs import LoadedInputs
 from pipeline.training.recipe import outcome_options
 from pipeline.training.stage import STATE, clear_scratch, environment, model_metadata, run_identity, save_model
-from pipeline.training.task import data_lineage, keep_labels
+from pipeline.training.task import data_lineage, hard_labels, keep_labels
 from pipeline.views import Views, check_views, make_views
 from pipeline.workspace import Workspace, refuse_strangers, write_atomic
 
@@ -39,11 +40,13 @@ class FitTeacherConfig(Recipe):
     """Options of ``softlabels fit-teacher``."""
 
     data: str = option(
-        "digits", "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH"
+        "digits",
+        "dataset: digits, arrays:FILE.npz, images:FOLDER, tokens:FOLDER (of softlabels tokenize), module:factory, "
+        "torchvision:NAME, hf:PATH",
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     teacher: str = option(
-        "cnn-32", "model: a built-in (cnn-WIDTH, resnet-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH"
+        "cnn-32", "model: a built-in (cnn-, resnet-, mlp-, gpt-WIDTH), module:factory, timm:NAME, hf:PATH"
     )
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     classes: tuple[str, ...] = option(
@@ -59,7 +62,7 @@ class FitTeacherConfig(Recipe):
     )
     transform: str | None = option(
         "affine:degrees=15,translate=0.1,scale=0.1",
-        "random view: built-ins joined by '+', or module:factory; 'none' for none",
+        "random view: built-ins joined by '+', or module:factory; 'none' for none; tokens have none",
     )
     views: int = option(8, "random views of each training example, one per epoch in turn; 0 trains on plain examples")
     checkpoints: int = option(
@@ -143,9 +146,12 @@ def run(config: FitTeacherConfig, progress: Progress | None = None) -> FitTeache
     use_threads(config.threads)
     device = resolve_device(config.device)
     dataset = knowing(load_dataset(config.data, parse_arguments(config.data_args, "--data-args")), config.classes)
-    views = make_views(config.transform, config.views + 1, config.seed) if config.augmented else Views()
-    if config.augmented:
+    augmented = config.augmented and not dataset.discrete  # of tokens there are no random views
+    views = make_views(config.transform, config.views + 1, config.seed) if augmented else Views()
+    if augmented:
         check_views(views, dataset)
+    if dataset.discrete and config.label_noise:
+        raise ConfigError(f"--label-noise is of one class for each example, and {dataset.name} has token sequences")
     task = make_teacher_task(config, dataset, views, device)
     out = Path(config.out)
     lineage = {
@@ -197,9 +203,11 @@ def measure(
 ) -> dict[str, float]:
     """Accuracy and mean negative log-likelihood (nats) on the labelled rows of a split; nothing when there are none."""
     rows = dataset.rows(split)
-    rows = rows[np.asarray(dataset.labels)[rows] >= 0]
+    rows = rows[hard_labels(dataset)[rows] >= 0]
     if not len(rows):
         return {}
+    if dataset.discrete:
+        return _measure_sequences(model, dataset, split, config, device)
     order = Order((rows,), config.batch_size, shuffle=False)
     hits, total = 0, 0.0
     model.eval()
@@ -214,6 +222,22 @@ def measure(
     return {f"{split}_accuracy": hits / len(rows), f"{split}_nll": total / len(rows)}
 
 
+def _measure_sequences(
+    model: nn.Module, dataset: Dataset, split: str, config: FitTeacherConfig, device: torch.device
+) -> dict[str, float]:
+    """The same of token sequences: over their scored positions."""
+    rows = dataset.rows(split)
+    order = Order((rows,), config.batch_size, shuffle=False)
+    learner = CausalLearner(model, fused=True).eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    with torch.no_grad():
+        inputs = LoadedInputs(dataset, Views(), device, config.workers).stream(order, 0, 0, 0)
+        for batch, x in zip(order.epoch(0), inputs, strict=True):
+            sums += judge_sequences(learner, dataset, batch, x, device, config.precision).cpu().double()
+    hits, nll = (sums / int(dataset.lengths[rows].sum())).tolist()
+    return {f"{split}_accuracy": hits, f"{split}_nll": nll}
+
+
 def _fit_into(
     folder: Path, config: FitTeacherConfig, dataset: Dataset, task: Task, progress: Progress
 ) -> dict[str, Any]:
@@ -221,7 +245,13 @@ def _fit_into(
     torch.manual_seed(config.seed)
     arguments = parse_arguments(config.teacher_args, "--teacher-args")
     classes = len(dataset.classes)
-    model = build_model(config.teacher, arguments, classes=classes, input_shape=dataset.input_shape)
+    model = build_model(
+        config.teacher,
+        arguments,
+        classes=classes,
+        input_shape=dataset.input_shape,
+        discrete=getattr(dataset, "discrete", False),
+    )
     check_model(model, classes=classes, example_input=dataset.prepare(dataset.load(0))[None])
     metadata, kept = model_metadata(config.teacher, arguments, dataset), config.kept_epochs
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from pipeline import dump
 from pipeline.dump import DumpConfig, job, parts
+from pipeline.encodings import TopK
 from pipeline.errors import BusyError, ConfigError, DataError, EncodingError, ModelError
 from pipeline.models import build_model, save_weights
 from pipeline.store import open_cache
@@ -102,11 +103,11 @@ def test_a_dump_that_fails_resumes_to_the_same_bytes(options: dict[str, Any], st
     dump.run(DumpConfig(**{**options, "out": tmp_path / "whole"}))
     original, calls = parts.ask, []
 
-    def failing(what: Any, inputs: torch.Tensor) -> Any:
+    def failing(what: Any, inputs: torch.Tensor, *rest: Any) -> Any:
         calls.append(len(inputs))
         if len(calls) == 9:
             raise MemoryError("the machine gave up")
-        return original(what, inputs)
+        return original(what, inputs, *rest)
 
     monkeypatch.setattr(parts, "ask", failing)
     with pytest.raises(MemoryError):
@@ -282,7 +283,7 @@ def test_a_split_that_is_empty_is_an_error(options: dict[str, Any], tmp_path: Pa
 
 def test_all_problems_come_together():
     with pytest.raises(ConfigError) as caught:
-        DumpConfig(out=Path("https://host/x"), views=-1, batch_size=0, features=("a b=c",), encoding="dens")  # type: ignore[arg-type]
+        DumpConfig(out=Path("https://host/x"), views=-1, batch_size=-1, features=("a b=c",), encoding="dens")  # type: ignore[arg-type]
     assert len(caught.value.problems) == 7
     assert "random weights" in str(caught.value)
     assert "--features" in str(caught.value)
@@ -294,6 +295,25 @@ def test_features_are_stored_beside_the_logits(options: dict[str, Any]):
     assert cache.feature_names == ("hint",)
     hint = cache.read_feature_rows("hint", "test", 0, np.arange(11))
     assert hint.dtype == np.float16 and hint.shape[0] == 11 and np.isfinite(hint).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_kept_logits_of_few_bits(options: dict[str, Any], dtype: str):
+    chosen = {**options, "encoding": "topk", "k": 1, "dtype": dtype}
+    dump.run(DumpConfig(**chosen))
+    cache = open_cache(options["out"])
+    assert cache.encoding == TopK(1, dtype, (1.0, 4.0)) and cache.manifest.format == 3
+    # All that there is to be seen of one class is its mass, which half precision has.
+    assert 0 < cache.manifest.bound < 5e-4
+    found = verify_with_teacher(
+        VerifyConfig(cache=str(options["out"]), teacher="mlp-8", weights=options["weights"], data=options["data"])
+    )
+    assert found.ok and 0 < found.largest <= cache.manifest.bound
+
+
+def test_four_bits_are_of_kept_logits(options: dict[str, Any]):
+    with pytest.raises(ConfigError, match="--dtype int4 is of --encoding topk"):
+        DumpConfig(**{**options, "dtype": "int4"})
 
 
 def test_an_unknown_feature_lists_the_modules(options: dict[str, Any]):

@@ -65,9 +65,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = parts.ask
 
-    def counting(what: Any, inputs: torch.Tensor) -> Any:
+    def counting(what: Any, inputs: torch.Tensor, *rest: Any) -> Any:
         calls.append(len(inputs))
-        return original(what, inputs)
+        return original(what, inputs, *rest)
 
     monkeypatch.setattr(parts, "ask", counting)
     return calls

@@ -125,10 +125,10 @@ def test_only_new_examples_meet_the_teacher(
     old = dumped(tmp_path / "old", save("old", range(20)), weights)
     asked = 0
 
-    def counting(job: Any, inputs: torch.Tensor) -> Any:
+    def counting(job: Any, inputs: torch.Tensor, *rest: Any) -> Any:
         nonlocal asked
         asked += len(inputs)
-        return real(job, inputs)
+        return real(job, inputs, *rest)
 
     real = extend.ask
     monkeypatch.setattr(extend, "ask", counting)

@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import encodings
 from pipeline.configuration import REQUIRED, Config, option, parse_arguments, url_of
 from pipeline.devices import PRECISIONS
-from pipeline.errors import ConfigError
+from pipeline.encodings import NAMES, Encoding
+from pipeline.encodings.drawing import SCHEMES
+from pipeline.errors import ConfigError, EncodingError
 from pipeline.identity import SPLITS, short
 from pipeline.models import parse_features, untrained
+
+OF_SAMPLED = ("draws", "proposal", "scheme")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +27,13 @@ class DumpConfig(Config):
 
     data: str = option(
         "digits",
-        "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH, munge:BASE "
-        "(synthetic examples made from BASE's)",
+        "dataset: digits, arrays:FILE.npz, images:FOLDER, tokens:FOLDER (of softlabels tokenize), module:factory, "
+        "torchvision:NAME, hf:PATH, munge:BASE (synthetic examples made from BASE's)",
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     teacher: str = option(
-        "cnn-32", "model: a built-in (cnn-WIDTH, resnet-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH"
+        "cnn-32",
+        "model: a built-in (cnn-WIDTH, resnet-WIDTH, mlp-WIDTH, gpt-WIDTH), module:factory, timm:NAME, hf:PATH",
     )
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     weights: Path | None = option(
@@ -48,16 +54,36 @@ class DumpConfig(Config):
         "random view: built-ins joined by '+' (affine:degrees=15,translate=0.1; mixup or cutmix at the end), or "
         "module:factory",
     )
-    seed: int = option(0, "seed of the views")
+    seed: int = option(0, "seed of the views, and of what sampled labels draw")
     splits: tuple[str, ...] = option(SPLITS, "splits to dump; only train gets random views", choices=SPLITS)
-    encoding: str = option("dense", "how a distribution is kept", choices=("dense", "topk"))
-    dtype: str = option("float32", "of the kept logits; float32 is exact", choices=("float32", "float16", "int8"))
+    encoding: str = option(
+        "dense",
+        "how a distribution is kept: all of it (dense), the largest classes and the mass of the rest (topk), or draws "
+        "from it that are right on average (sampled), for large vocabularies",
+        choices=NAMES,
+    )
+    dtype: str = option(
+        "float32",
+        "of the kept logits; float32 is exact, int4 is of topk alone",
+        choices=("float32", "float16", "int8", "int4"),
+    )
     k: int = option(10, "classes that topk keeps")
-    temperature: tuple[float, ...] = option((1.0, 4.0), "temperatures at which topk keeps the dropped mass")
+    draws: int = option(50, "draws of sampled labels for each position; several may hit one class, which is kept once")
+    proposal: float = option(
+        1.0, "sampled labels are drawn from the distribution to this power, and weighed to be right on average"
+    )
+    scheme: str = option(
+        "systematic", "how sampled labels are drawn: evenly spread, or each on its own", choices=SCHEMES
+    )
+    temperature: tuple[float, ...] = option(
+        (1.0, 4.0), "temperatures at which topk keeps the dropped mass; the one that sampled labels are drawn at (1)"
+    )
     features: tuple[str, ...] = option((), "NAME=MODULE: keep the output of a named submodule, as float16")
     store: str = option("zarr", "file format of the labels", choices=("zarr", "parquet"))
     part_size: int = option(0, "entries per part, the unit of resume and download; 0 chooses about 32 MiB")
-    batch_size: int = option(256, "entries per forward pass")
+    batch_size: int = option(
+        0, "entries per forward pass; 0 chooses: 256, or token sequences of about 8,192 tokens together"
+    )
     workers: int = option(0, "processes that load and transform examples; 0 does it in this one")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")
     precision: str = option("float32", "of the forward pass; part of the cache's identity", choices=PRECISIONS)
@@ -88,7 +114,7 @@ class DumpConfig(Config):
         yield from self._run_problems()
         if not self.splits:
             yield "--splits should name at least one split"
-        yield from self.below(batch_size=1, part_size=0, workers=0, threads=0)
+        yield from self.below(batch_size=0, part_size=0, workers=0, threads=0)
         if self.reuse and url_of(self.out) is not None:
             yield "--reuse brings a cache to a local --out; to have one at another URL, push it there"
         if self.reuse and self.parts is not None:
@@ -97,15 +123,38 @@ class DumpConfig(Config):
             parse_features(self.features)
         except ConfigError as error:
             yield from error.problems
-        for name in ("k", "temperature"):
-            if self.encoding != "topk" and getattr(self, name) != getattr(type(self), name):
-                yield f"--{name} is of --encoding topk; {self.encoding} keeps all classes, for any temperature"
+        yield from self._encoding_problems()
+
+    def _encoding_problems(self) -> Iterator[str]:
+        of = {"k": ("topk",), "temperature": ("topk", "sampled"), **dict.fromkeys(OF_SAMPLED, ("sampled",))}
+        for name in self.given(*of):
+            if self.encoding not in of[name]:
+                why = {"dense": "keeps all classes, for any temperature", "topk": "draws nothing", "sampled": "draws"}
+                yield f"--{name} is of --encoding {' or '.join(of[name])}; {self.encoding} {why[self.encoding]}"
         if self.encoding == "topk" and self.k < 1:
             yield f"--k should be at least 1; found {self.k}"
-        if self.encoding == "topk" and self.dtype == "int8":
-            yield "--dtype int8 is for dense labels; topk keeps float32 or float16"
-        if self.encoding == "topk" and (not self.temperature or min(self.temperature) <= 0):
+        if self.encoding == "dense" and self.dtype == "int4":
+            yield "--dtype int4 is of --encoding topk; dense keeps float32, float16 or int8"
+        if self.encoding == "sampled" and self.given("dtype"):
+            yield "--dtype is of logits; sampled labels keep none"
+        if self.encoding != "dense" and (not self.temperature or min(self.temperature) <= 0):
             yield f"--temperature should be above 0, at least one; found {self.temperature}"
+        elif self.encoding == "sampled" and self.given("temperature") and len(self.temperature) > 1:
+            found = ", ".join(f"{t:g}" for t in self.temperature)
+            yield f"--temperature of sampled labels is one, that they are drawn at; found {found}"
+        elif self.encoding == "sampled":
+            try:
+                self.kept()
+            except EncodingError as error:
+                yield str(error)
+
+    def kept(self) -> Encoding:
+        """The encoding that the options name. Raises EncodingError for one that cannot be."""
+        if self.encoding == "sampled":
+            at = self.temperature[0] if self.given("temperature") else 1.0
+            drawing: dict[str, Any] = {"n": self.draws, "proposal": self.proposal, "scheme": self.scheme}
+            return encodings.make("sampled", **drawing, temperature=at, seed=self.seed)
+        return encodings.make(self.encoding, dtype=self.dtype, k=self.k, temperatures=self.temperature)
 
     def _run_problems(self) -> Iterator[str]:
         given = self.given("teacher", "teacher_args", "weights")
@@ -145,7 +194,8 @@ class PartialReport:
 
 @dataclass(frozen=True)
 class DumpReport:
-    """What a dump did. Times are in seconds; ``resumed`` parts were found finished.
+    """What a dump did. Times are in seconds; ``resumed`` parts were found finished; ``positions``: as many as entries,
+    but of token sequences.
 
     ``reused`` is the address of the cache that was brought to ``out`` instead; "" when the teacher ran.
     """
@@ -163,16 +213,22 @@ class DumpReport:
     reused: str = ""
     fidelity: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    positions: int = 0
 
     @property
     def summary(self) -> str:
         """One line for people."""
+        tokens = self.positions > self.entries
+        what = f"{self.entries:,} entries of {self.positions:,} positions" if tokens else f"{self.entries:,} entries"
+        each = (
+            f"{self.bytes / self.positions:.1f} B per position" if tokens else f"{self.bytes_per_entry:.0f} B per entry"
+        )
         again = f", {self.resumed} of {self.parts} parts found finished" if self.resumed else ""
         again += f", reused from {self.reused}, teacher not run" if self.reused else ""
         plural = "" if self.parts == 1 else "s"
         return (
-            f"{self.out}: {self.entries:,} entries in {self.parts} part{plural}, {self.bytes / 1e6:.1f} MB "
-            f"({self.bytes_per_entry:.0f} B per entry), {self.seconds:.1f} s{again}; identity {short(self.identity)}"
+            f"{self.out}: {what} in {self.parts} part{plural}, {self.bytes / 1e6:.1f} MB ({each}), "
+            f"{self.seconds:.1f} s{again}; identity {short(self.identity)}"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from pipeline.caches.building import BuildReport, Contents, build, derived
 from pipeline.caches.origins import check_ids, index_of, top_class
 from pipeline.caches.plan import Plan
 from pipeline.configuration import REQUIRED, Config, option
+from pipeline.dump.asking import answers, ask, entry_labels, keys_of
 from pipeline.dump.config import DumpConfig
 from pipeline.dump.job import Job, prepare
-from pipeline.dump.parts import EntryRows, answers, ask, entry_labels
+from pipeline.dump.parts import EntryRows
 from pipeline.encodings import TopK
 from pipeline.errors import CacheMismatchError, ConfigError, EncodingError
 from pipeline.fidelity import Fidelity
@@ -115,6 +116,11 @@ def _as_dumped(config: ExtendConfig, cache: Cache) -> DumpConfig:
         )
     if "merged" in identity["views"]:
         raise CacheMismatchError(f"{config.cache} holds the views of several dumps: extend each of them, then merge")
+    if cache.encoding.draws or cache.manifest.layout.length != 1:
+        raise ConfigError(
+            f"{config.cache} holds draws, or several positions of an entry, which cannot be extended. Dump the new "
+            "examples into a cache of their own, and merge the two"
+        )
     views = replay_views(cache, config.transform)
     encoding = cache.encoding
     kept: dict[str, Any] = {}
@@ -193,7 +199,7 @@ def _contents(cache: Cache, job: Job, part: Part, rows: Ints, entry_of: Ints) ->
         for name in job.feature_specs:
             found = cache.read_feature_rows(name, part.split, part.view, entries[old])
             _fill(features, {name: found}, old, part.entries)
-    labels = entry_labels(job, part, rows)
+    labels = entry_labels(job, part.view, rows)
     fidelity = Fidelity(job.encoding, cache.classes)
     if len(old):
         there = cache.decode({name: values[old] for name, values in arrays.items()})
@@ -205,7 +211,8 @@ def _contents(cache: Cache, job: Job, part: Part, rows: Ints, entry_of: Ints) ->
         inputs = load_inputs(job.dataset, job.views, [(int(r), part.view) for r in rows[places]], job.config.workers)
         sample = slice(-first % stride, None, stride)
         try:
-            said = answers(job, ask(job, inputs), sample)
+            keys = keys_of(job, rows[places], part.view)
+            said = answers(job, ask(job, inputs, rows[places], part.view), sample, keys)
         except EncodingError as error:
             row = int(rows[places[error.row or 0]])
             raise EncodingError(f"example {job.dataset.ids[row]}, view {part.view}: {error}", error.row) from None

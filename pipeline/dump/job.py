@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import encodings
 from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset, knowing, load_dataset
 from pipeline.devices import autocast, resolve_device, use_threads
 from pipeline.dump.config import DumpConfig
 from pipeline.encodings import Encoding
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.identity import SPLITS, digest
 from pipeline.models import FeatureTap, check_model, frozen, load_model, parse_features, state_digest
+from pipeline.models.causal import split_head
 from pipeline.runs import read_trained
 from pipeline.store import FeatureSpec, Group, Layout, part_size_for
 from pipeline.views import Views, check_views, make_views
+
+EXAMPLES_OF_BATCH, TOKENS_OF_BATCH = 256, 8192
+KEPT_GUESS = 16
+"""Classes that a position keeps, where nobody knows before it is drawn; it decides how large parts are, and no more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Job:
     identity: Mapping[str, Any]
     device: torch.device
 
+    @cached_property
+    def body_and_head(self) -> tuple[nn.Module, nn.Linear] | None:
+        """Of a teacher of token sequences, where the two can be told apart; None otherwise."""
+        return split_head(self.teacher) if self.dataset.discrete else None
+
     @property
     def digest(self) -> str:
         """The cache's identity."""
@@ -53,7 +63,11 @@ def prepare(config: DumpConfig) -> Job:
     use_threads(config.threads)
     device = resolve_device(config.device)
     dataset = knowing(load_dataset(config.data, parse_arguments(config.data_args, "--data-args")), config.classes)
+    if not config.batch_size:
+        config = replace(config, batch_size=_batch_size(dataset))
     views = make_views(config.transform, config.views + 1, config.seed)
+    if dataset.discrete and views.count > 1:
+        raise ConfigError(f"--views are random transforms of inputs, and {dataset.name} has tokens: leave --views out")
     check_views(views, dataset)
     arguments = parse_arguments(config.teacher_args, "--teacher-args")
     classes, whose = len(dataset.classes), f"teacher {config.teacher}"
@@ -61,15 +75,18 @@ def prepare(config: DumpConfig) -> Job:
     example = dataset.prepare(dataset.load(0))[None].to(device)
     with torch.no_grad(), autocast(device, config.precision):
         check_model(teacher, classes=classes, example_input=example, class_names=dataset.classes, whose=whose)
-    encoding = encodings.make(config.encoding, dtype=config.dtype, k=config.k, temperatures=config.temperature)
+    encoding = config.kept()
     specs = encoding.specs(classes)
     features = parse_features(config.features)
     feature_specs = _feature_specs(teacher, example, features, config.precision)
     groups = tuple(_groups(dataset, views, config.splits))
     if not groups:
         raise DataError(f"{dataset.name} has no examples in --splits {', '.join(config.splits)}")
-    row_bytes = sum(spec.row_bytes for spec in (*specs.values(), *(f.array for f in feature_specs.values())))
-    layout = Layout(groups=groups, part_size=config.part_size or part_size_for(row_bytes, groups))
+    row_bytes = sum(
+        spec.row_bytes * (1 if spec.axis == "position" else min(spec.most, KEPT_GUESS))
+        for spec in (*specs.values(), *(f.array for f in feature_specs.values()))
+    )
+    layout = _layout(dataset, groups, config.part_size, row_bytes)
     description = {
         "teacher": {
             "reference": config.teacher,
@@ -111,6 +128,21 @@ def with_teacher(config: DumpConfig) -> DumpConfig:
     )
 
 
+def _layout(dataset: Dataset, groups: tuple[Group, ...], part_size: int, row_bytes: int) -> Layout:
+    """How the entries are cut into parts; those of sequences have as many positions as are scored."""
+    if not dataset.discrete:
+        return Layout(groups=groups, part_size=part_size or part_size_for(row_bytes, groups))
+    lengths = {group.split: dataset.lengths[dataset.rows(group.split)] for group in groups}
+    mean = sum(int(each.sum()) for each in lengths.values()) / sum(len(each) for each in lengths.values())
+    size = part_size or part_size_for(row_bytes, groups, mean)
+    return Layout.ragged({split: (each, 1) for split, each in lengths.items()}, size)
+
+
+def _batch_size(dataset: Dataset) -> int:
+    """Entries per forward pass where nobody has said: token sequences are long."""
+    return max(1, TOKENS_OF_BATCH // dataset.input_shape[0]) if dataset.discrete else EXAMPLES_OF_BATCH
+
+
 def _groups(dataset: Dataset, views: Views, splits: tuple[str, ...]) -> Iterator[Group]:
     for split in SPLITS:
         entries = len(dataset.rows(split)) if split in splits else 0
@@ -125,4 +157,5 @@ def _feature_specs(
         return {}
     with torch.inference_mode(), autocast(example.device, precision), FeatureTap(teacher, features) as tap:
         teacher(example)
-        return {name: FeatureSpec(shape=tuple(v.shape[1:]), dtype="float16") for name, v in tap.values.items()}
+        axes = 1 if example.is_floating_point() else 2  # of sequences a feature has a row for each position
+        return {name: FeatureSpec(shape=tuple(v.shape[axes:]), dtype="float16") for name, v in tap.values.items()}

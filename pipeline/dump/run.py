@@ -217,6 +217,7 @@ def _report(
         device=str(job.device),
         reused=reused,
         fidelity=dict(cache.manifest.fidelity),
+        positions=sum(part.positions for part in cache.parts),
         environment={
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": platform.processor() or platform.machine(),

@@ -137,6 +137,13 @@ def open_caches(config: TrainConfig, dataset: Dataset, device: torch.device) -> 
 def _check_served(cache: Cache, config: TrainConfig) -> None:
     """Refuse a loss or temperature that the cache's encoding cannot serve."""
     kept, response = tuple(cache.encoding.temperatures), config.objective.response
+    if cache.encoding.draws and (config.standardise or config.bare_topk or not response.sampled):
+        what = "--standardise" if config.standardise else "--bare-topk" if config.bare_topk else f"--loss {config.loss}"
+        fitting = ", ".join(name for name, loss in LOSSES.items() if loss.sampled)
+        raise ConfigError(
+            f"{what} needs more of each distribution than draws from it, and {cache.address} keeps those "
+            f"({cache.encoding.name}). Use a loss that is defined on them ({fitting}), or dump with another --encoding"
+        )
     if kept and (config.standardise or not response.topk):
         what = "--standardise" if config.standardise else f"--loss {config.loss}"
         fitting = ", ".join(name for name, loss in LOSSES.items() if loss.topk)

@@ -8,7 +8,7 @@ machine, as one that was not: order, views, learning rate and dropout depend on 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,10 +24,12 @@ from pipeline.identity import digest, view_seed
 from pipeline.models import logits_of
 from pipeline.progress import Bar, Progress, Silent
 from pipeline.sampler import Order
+from pipeline.training.causal import CausalLearner, judge_sequences
+from pipeline.training.counting import Counts
 from pipeline.training.hinted import Hinted
 from pipeline.training.interruption import Interruption
 from pipeline.training.members import Members
-from pipeline.training.objective import Goal, Output, Terms
+from pipeline.training.objective import Batch, Goal, Objective, Output, Terms
 from pipeline.training.optimisation import learning_rate, make_optimizer
 from pipeline.training.ranks import AGREE_STEPS, ALONE, Ranks
 from pipeline.training.recipe import Recipe, outcome_options
@@ -146,7 +148,7 @@ class _Fit:
             world=ranks.world,
         )
         self.batches = self.order.all_batches
-        self.visits = self.batches * recipe.batch_size if recipe.drop_last else self.order.examples
+        self.counts = Counts(self.order, recipe, None if task.sequences is None else task.sequences.lengths)
         self.steps_per_epoch = -(-self.batches // recipe.accumulate)
         if not self.steps_per_epoch:
             raise ModelError(
@@ -174,9 +176,16 @@ class _Fit:
     def _learner(self, seed: int) -> nn.Module:
         """What is trained: the model, with projections beside it where hints are learnt."""
         task = self.task
+        if task.sequences is not None:
+            return CausalLearner(self.model, fused=self.recipe.fused_loss and self._fusible())
         if task.hints is None or task.objective.hints is None:
             return self.model
         return Hinted(self.model, task.objective.hints, task.hints.shapes, task.example.to(task.device), seed)
+
+    def _fusible(self) -> bool:
+        """Whether the loss can be had of hidden states and a head; ranks that share weights hold none whole."""
+        objective = self.task.objective
+        return isinstance(objective, Objective) and objective.fusible and not self.ranks.sharded
 
     def close(self) -> None:
         """Leave the model without taps."""
@@ -230,9 +239,9 @@ class _Fit:
                 last = batch + world >= end
                 short = last and self._is_short(end)
                 with self.ranks.apart(self.stepping, last and not short):
-                    found = objective(self._output(x, known.hints), known)
+                    found = objective(self._output(x, known), known)
                     # Ranks average their gradients, and each has only its own rows of the step.
-                    (found.total.sum() / self._rows_of_step(batch) * world).backward()  # type: ignore[no-untyped-call]
+                    (found.total.sum() / self.counts.step(position.epoch, batch) * world).backward()  # type: ignore[no-untyped-call]
                 terms.append(found)
                 self.examples += len(x)
                 bar.update(min(world, self.batches - batch))
@@ -250,10 +259,13 @@ class _Fit:
             self._step([], position.batch)
             position.batch = self.batches
 
-    def _output(self, x: Tensor, hints: Mapping[str, Tensor] | None) -> Output:
+    def _output(self, x: Tensor, known: Batch) -> Output:
         """What the student gives for ``x``, in training."""
         with autocast(self.task.device, self.recipe.precision):
-            found = self.stepping(x) if hints is None else self.stepping(x, hints)
+            if self.task.sequences is not None:
+                found = self.stepping(x, known.index)
+            else:
+                found = self.stepping(x) if known.hints is None else self.stepping(x, known.hints)
         return found if isinstance(found, Output) else Output(logits_of(found))
 
     def _end_of_step(self, batch: int) -> int:
@@ -272,15 +284,10 @@ class _Fit:
             shapes = self.task.hints.shapes
             hints = {name: x.new_zeros((len(x), *shapes[name])) for name, _ in objective.hints.pairs}
         with self.ranks.apart(self.stepping, True):
-            logits, pairs = self._output(x, hints)
-            values = [logits, *(side for pair in pairs.values() for side in pair)]
+            output = self._output(x, Batch(x.new_empty(0), hints=hints))
+            values = [output.logits, *(side for pair in output.hints.values() for side in pair)]
+            values += [each for each in output.head or () if each is not None]
             sum((value.float().sum() * 0 for value in values), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
-
-    def _rows_of_step(self, batch: int) -> int:
-        """Rows of the optimiser step that ``batch`` is part of."""
-        effective = self.recipe.batch_size * self.recipe.accumulate
-        first = batch // self.recipe.accumulate * effective
-        return min(effective, self.visits - first)
 
     def _step(self, terms: list[Terms], batch: int) -> None:
         position = self.position
@@ -293,21 +300,22 @@ class _Fit:
             self.losses.add(found)
         if self.on_step is not None:
             own = torch.stack([torch.zeros(()), *(t.total.detach().sum().cpu() for t in terms)]).sum()[None]
-            self.on_step(position.step, self.ranks.rows(own).sum() / self._rows_of_step(batch))
+            self.on_step(position.step, self.ranks.rows(own).sum() / self.counts.step(position.epoch, batch))
         position.step += 1
 
     def _close_epoch(self, description: str) -> None:
         """Validate, record the epoch, and note whether it is the best so far."""
         position = self.position
         sums = Tally(self.ranks.rows(self.losses.tensor())).sums()
+        visits = self.counts.epoch(position.epoch)
         record: dict[str, Any] = {
             "epoch": position.epoch,
             "view": self.task.train_views[position.epoch % len(self.task.train_views)],
             "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": _plain(sums["total"] / self.visits),
+            "loss": _plain(sums["total"] / visits),
         }
         objective = self.task.objective.at(position.epoch)
-        record |= {name: _plain(sums[name] / self.visits) for name in objective.used}
+        record |= {name: _plain(sums[name] / visits) for name in objective.used}
         if len(self.task.validation):
             record["accuracy"], record["nll"] = (_plain(figure) for figure in self._validate())
             # Of several members none is the one to choose by.
@@ -335,7 +343,7 @@ class _Fit:
     def _validate(self) -> tuple[Tensor, Tensor]:
         """Accuracy and mean negative log-likelihood (nats) on the validation rows, scalars or (n,)."""
         task = self.task
-        size, ranks = self.recipe.batch_size * VALIDATION_BATCHES, self.ranks
+        size, ranks = self.recipe.batch_size * (1 if task.sequences is not None else VALIDATION_BATCHES), self.ranks
         order = Order((task.validation,), size, shuffle=False, rank=ranks.rank, world=ranks.world)
         ranks.same_buffers(self.learner)
         labels = torch.from_numpy(task.validation_labels).to(task.device)
@@ -343,6 +351,10 @@ class _Fit:
         self.learner.eval()
         with torch.no_grad():
             for rows, x in zip(order.epoch(0), task.validation_inputs.stream(order, 0, 0, 0), strict=True):
+                if task.sequences is not None:
+                    where = task.device, self.recipe.precision
+                    found.append(judge_sequences(self.forward, task.sequences, rows, x, *where))
+                    continue
                 with autocast(task.device, self.recipe.precision):
                     logits = logits_of(self.forward(x)).float()
                 expected = labels[torch.from_numpy(rows).to(task.device)]
@@ -352,7 +364,8 @@ class _Fit:
                 self.forward(next(task.validation_inputs.stream(whole, 0, 0, 0)))  # as often as rank 0
         none = torch.zeros(0, 2, *([self.members] if self.members else []))
         hits, nll = exact_sum(ranks.rows(torch.stack(found).cpu() if found else none))
-        return hits / order.examples, nll / order.examples
+        count = order.examples if task.sequences is None else int(task.sequences.lengths[task.validation].sum())
+        return hits / count, nll / count
 
     def _save_if(self, interruption: Interruption, *, always: bool = False) -> None:
         """Save the state when it is time to; after an interruption, stop. Ranks agree on both, now and then."""

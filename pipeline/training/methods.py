@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.losses import FEATURE_LOSSES, LOSSES, ResponseLoss
 
 DENSE, TOPK, ANY, HARD = "dense", "top-k", "dense, top-k", "none"
+SPARSE = "dense, top-k, sampled"
 EITHER = "none, or any"
 
 
@@ -42,7 +43,7 @@ def table() -> str:
 
 def _responses() -> Iterator[Method]:
     for name, loss in LOSSES.items():
-        yield Method("response", loss.what, _switch(name, loss), ANY if loss.topk else DENSE, loss.source)
+        yield Method("response", loss.what, _switch(name, loss), _served(loss), loss.source)
     yield Method("response", "logit standardisation, with any loss", "--standardise", DENSE, "Sun et al. 2024")
     yield Method(
         "response",
@@ -54,6 +55,10 @@ def _responses() -> Iterator[Method]:
     yield Method(
         "response", "a weight that rises at first, of any loss", "--alpha-epochs 8", ANY, "Zhao et al. 2022, their code"
     )
+
+
+def _served(loss: ResponseLoss) -> str:
+    return SPARSE if loss.sampled else ANY if loss.topk else DENSE
 
 
 def _switch(name: str, loss: ResponseLoss) -> str:

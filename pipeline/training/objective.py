@@ -13,12 +13,13 @@ from pipeline.losses import (
     FEATURE_LOSSES,
     LOSSES,
     ResponseLoss,
+    fused_loss,
     hard_loss,
     opinions_loss,
     standardised,
     standardised_labels,
 )
-from pipeline.softlabels import Opinions, SoftLabels, TopK
+from pipeline.softlabels import Opinions, Sampled, SoftLabels, TopK
 from pipeline.training.hints import Hints, Lesson
 
 
@@ -35,21 +36,33 @@ class Terms(NamedTuple):
     peers: Tensor | None = None
 
 
+class Head(NamedTuple):
+    """The last matrix of a language model: ``weight`` (V, D) and ``bias`` (V,) or None make logits of hidden states."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 class Output(NamedTuple):
     """What a student gives in training.
 
-    - ``logits`` (B, C); (n, B, C) of n members that are trained as one;
+    - ``logits`` (B, C); (n, B, C) of n members that are trained as one; with a ``head``, what it makes the logits of:
+      hidden states (P, D) of scored positions;
     - ``hints``: for each hint, by the teacher's name of it, the student's features and the teacher's, brought to one
       shape (B, ...); of members, those of whoever learns and of whoever teaches, by the ``Lesson``.
     """
 
     logits: Tensor
     hints: Mapping[str | Lesson, tuple[Tensor, Tensor]] = {}
+    head: Head | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """What is known of the rows of a batch besides their inputs, on the device of training.
+
+    Of token sequences a row is a scored position, P of them in the place of B: ``index`` (P,) says where each lies in
+    the batch, None for all of its places (``sources.positions``).
 
     - ``labels`` (B,) int64, -1 for none; ``partners`` (B,) those of what each row is mixed with, None where none is,
       and ``share`` (B,) how much of each row is its own;
@@ -64,6 +77,7 @@ class Batch:
     has_hints: Tensor | None = None
     partners: Tensor | None = None
     share: Tensor | None = None
+    index: Tensor | None = None
 
 
 class Goal(Protocol):
@@ -143,6 +157,8 @@ class Objective:
 
     def __call__(self, output: Output, batch: Batch) -> Terms:
         """Sums, not means: the caller divides by the rows of the optimiser step, which keeps accumulation exact."""
+        if output.head is not None:
+            return self._fused(output.logits, output.head, batch)
         logits = output.logits
         hard = self.hard_rows(logits, batch).sum() if self.beta else None
         soft = self.soft_rows(logits, batch, batch.soft).sum() if batch.soft is not None and self.alpha else None
@@ -150,6 +166,34 @@ class Objective:
         weight = self.hints.weight if self.hints is not None else 0.0
         weighed = [w * v for w, v in ((self.alpha, soft), (self.beta, hard), (weight, hints)) if v is not None]
         return Terms(sum(weighed[1:], start=weighed[0]) if weighed else logits.sum() * 0, hard, soft, hints)
+
+    @property
+    def fusible(self) -> bool:
+        """Whether it can be had of hidden states and an output matrix, without the logits of all rows at once."""
+        return self.loss == "kl" and not (self.standardise or self.bare or self.hints)
+
+    def _fused(self, hidden: Tensor, head: Head, batch: Batch) -> Terms:
+        """The same of hidden states, whose logits are never held all at once."""
+        if isinstance(batch.soft, Opinions):
+            raise EncodingError("a loss for each teacher needs the logits of all rows: leave out the fused loss")
+        found = fused_loss(
+            hidden,
+            head.weight,
+            head.bias,
+            targets_P=batch.labels,
+            soft=batch.soft if self.alpha else None,
+            has_soft=batch.has_soft,
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+            smoothing=self.smoothing,
+        )
+        return Terms(
+            found.total,
+            found.hard if self.beta else None,
+            found.soft if batch.soft is not None and self.alpha else None,
+            None,
+        )
 
     def hard_rows(self, logits: Tensor, batch: Batch) -> Tensor:
         """(B,): of mixed rows the loss of both labels, each by its share (Zhang et al. 2018, mixup)."""
@@ -166,7 +210,7 @@ class Objective:
         if response.batch and has is not None:
             # Placeholders of rows without soft labels would count in the correlations of the others.
             known = has
-            logits, labels, soft = logits[known], labels[known], soft.map(lambda array: array[known])
+            logits, labels, soft = logits[known], labels[known], soft.select(known)
             has = None
             if not len(logits):
                 return logits.sum(dim=1) * 0
@@ -178,7 +222,8 @@ class Objective:
             logits, soft = standardised(logits), standardised_labels(soft)
         if self.bare:
             if not isinstance(soft, TopK):
-                raise EncodingError("bare top-k labels are made of top-k ones; found labels of all classes")
+                found = "sampled ones" if isinstance(soft, Sampled) else "labels of all classes"
+                raise EncodingError(f"bare top-k labels are made of top-k ones; found {found}")
             soft = soft.bare()
         return self.response(logits, soft, labels, self.temperature, **dict(self.parameters))
 

@@ -32,8 +32,8 @@ class TrainOptions(Recipe):
 
     data: str = option(
         "digits",
-        "dataset: digits, arrays:FILE.npz, images:FOLDER, module:factory, torchvision:NAME, hf:PATH, munge:BASE "
-        "(synthetic examples made from BASE's)",
+        "dataset: digits, arrays:FILE.npz, images:FOLDER, tokens:FOLDER (of softlabels tokenize), module:factory, "
+        "torchvision:NAME, hf:PATH, munge:BASE (synthetic examples made from BASE's)",
     )
     data_args: tuple[str, ...] = option((), "key=value arguments for the dataset")
     cache: str | None = option(
@@ -70,7 +70,8 @@ class TrainOptions(Recipe):
     teacher_args: tuple[str, ...] = option((), "key=value arguments for the teacher's factory")
     weights: Path | None = option(None, "with --teacher: its weights, safetensors or a weights_only checkpoint")
     student: str = option(
-        "mlp-16", "model: a built-in (cnn-WIDTH, resnet-WIDTH, mlp-WIDTH), module:factory, timm:NAME, hf:PATH"
+        "mlp-16",
+        "model: a built-in (cnn-WIDTH, resnet-WIDTH, mlp-WIDTH, gpt-WIDTH), module:factory, timm:NAME, hf:PATH",
     )
     student_args: tuple[str, ...] = option((), "key=value arguments for the student's factory")
     out: Path = option(REQUIRED, "directory of the run")

@@ -98,7 +98,15 @@ def with_peers(
     example = dataset.prepare(dataset.load(0))[None]
     for number, (reference, arguments) in enumerate(references(config)[1:], start=1):
         torch.manual_seed(view_seed(seed, "peer", number))
-        models.append(build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape))
+        models.append(
+            build_model(
+                reference,
+                arguments,
+                classes=len(dataset.classes),
+                input_shape=dataset.input_shape,
+                discrete=getattr(dataset, "discrete", False),
+            )
+        )
         whose.append(f"peer {number}, {reference}")
     for model, name in zip(models, whose, strict=True):
         check_model(model, classes=len(dataset.classes), example_input=example, whose=f"{name},")

@@ -21,7 +21,16 @@ from pipeline.training.config import DEFAULT_BLOCK, TrainConfig
 from pipeline.training.inputs import make_inputs
 from pipeline.training.mixed_views import check_mixed
 from pipeline.training.objective import Objective
-from pipeline.training.task import Task, data_lineage, keep_labels, repeated, view_numbers, without_class
+from pipeline.training.sequences import check_sequences
+from pipeline.training.task import (
+    Task,
+    data_lineage,
+    hard_labels,
+    keep_labels,
+    repeated,
+    view_numbers,
+    without_class,
+)
 from pipeline.views import Views, check_views, make_views
 
 
@@ -48,6 +57,7 @@ def prepare(config: TrainConfig) -> Prepared:
     use_threads(config.threads)
     device = resolve_device(config.device)
     dataset = load_dataset(config.data, parse_arguments(config.data_args, "--data-args"))
+    check_sequences(config, dataset)
     objective = config.objective
     learnt = open_caches(config, dataset, device) if config.cached else None
     source: LabelSource | None = None
@@ -117,7 +127,7 @@ def make_task(
     to be made on a validation split that has no labels, or views are mixed that cannot be.
     """
     check_mixed(views, train_views, config)
-    given = np.asarray(dataset.labels, dtype=np.int64)
+    given = hard_labels(dataset)
     validation = dataset.rows("validation")
     validation = without_class(dataset, validation[given[validation] >= 0], getattr(config, "omit_class", None))
     if not len(validation) and (config.patience or config.keep == "best"):
@@ -141,6 +151,7 @@ def make_task(
         validation_labels=given,
         device=device,
         mixing=functools.partial(views.mixing, dataset) if views.mixed else None,
+        sequences=dataset if dataset.discrete else None,
     )
 
 
@@ -153,7 +164,8 @@ def _live(
     model = load_model(str(config.teacher), arguments, config.weights, dataset, whose=whose)
     hints = config.objective.hints
     tapped = {feature: feature for feature, _ in hints.pairs} if hints is not None else {}
-    teacher = LiveTeacher(model, classes, device=device, features=tapped)
+    sequences = dataset if dataset.discrete else None
+    teacher = LiveTeacher(model, classes, device=device, features=tapped, sequences=sequences)
     example = dataset.prepare(dataset.load(0))[None].to(device)
     check_model(teacher.model, classes=classes, example_input=example, class_names=dataset.classes, whose=whose)
     features = LiveFeatures(teacher, example) if tapped else None

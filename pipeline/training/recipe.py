@@ -10,7 +10,7 @@ from pipeline.configuration import Config, option
 
 OUTCOME_FREE = frozenset(
     {"out", "device", "workers", "threads", "resident", "resident_inputs", "checkpoint_every", "overwrite", "compile"}
-    | {"parallel", "cache_dir", "cache_bytes"}
+    | {"parallel", "cache_dir", "cache_bytes", "fused_loss"}
 )
 """Options that decide how a result is reached, not what it is: left out of its identity."""
 
@@ -33,7 +33,7 @@ class Recipe(Config):
     """Options of the training loop. Stages add their own; every field acts in ``fit``."""
 
     epochs: int = option(60, "passes over the training set")
-    batch_size: int = option(64, "examples per forward pass")
+    batch_size: int = option(64, "examples (or token sequences) per forward pass")
     accumulate: int = option(1, "batches per optimiser step: the effective batch is this times --batch-size")
     optimizer: str = option("adamw", "how weights are updated", choices=("adamw", "sgd"))
     lr: float = option(3e-3, "highest learning rate")
@@ -51,6 +51,11 @@ class Recipe(Config):
     )
     precision: str = option("float32", "of the forward pass; weights stay float32", choices=("float32", "bfloat16"))
     compile: bool = option(False, "compile the model with torch.compile")
+    fused_loss: bool = option(
+        True,
+        "of token sequences: the loss straight from hidden states, chunk by chunk, so that the logits of a batch are "
+        "never held, where loss and model allow it",
+    )
     window: int = option(8, "blocks of examples that are shuffled together")
     first_window: int = option(
         0,

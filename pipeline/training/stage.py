@@ -281,7 +281,13 @@ def initial_student(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Modu
     """The student of one seed before its first step."""
     torch.manual_seed(seed)
     reference, arguments = config.model
-    return build_model(reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape)
+    return build_model(
+        reference,
+        arguments,
+        classes=len(dataset.classes),
+        input_shape=dataset.input_shape,
+        discrete=getattr(dataset, "discrete", False),
+    )
 
 
 def _learner(config: TrainConfig, prepared: Prepared, seed: int) -> nn.Module:

@@ -10,8 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.losses.response import NO_LABEL
 from pipeline.sampler import Order, Rows
+from pipeline.softlabels import Opinions, SoftLabels
 from pipeline.sources import FeatureSource, LabelSource
+from pipeline.sources.positions import Positions, positions_of
 from pipeline.training.objective import Batch, Goal
 from pipeline.training.task import Task
 
@@ -50,6 +53,19 @@ class Supply:
         whose, own = found
         return self._labels[whose], own
 
+    @staticmethod
+    def _of_positions(
+        positions: Positions, labels: Tensor, soft: SoftLabels | Opinions | None, has_soft: Tensor | None
+    ) -> Batch:
+        """What is known of the positions of sequences; ``labels`` (B,) are -1 for those whose tokens do not count."""
+        counting = positions.spread(labels) >= 0
+        return Batch(
+            labels=positions.targets.masked_fill(~counting, NO_LABEL),
+            soft=soft,
+            has_soft=None if has_soft is None else positions.spread(has_soft),
+            index=positions.index,
+        )
+
     def epoch(self, objective: Goal, epoch: int, start: int, view: int) -> Generator[tuple[Tensor, Batch], None, None]:
         """Inputs (B, ...) and what is known of their rows, from batch ``start`` of ``epoch`` on; close it.
 
@@ -66,15 +82,22 @@ class Supply:
                 hints = opened.enter_context(closing(task.hints.stream(order, epoch, start, view)))
             wanted = {name for name, _ in objective.hints.pairs} if objective.hints is not None else set()
             for rows in order.epoch(epoch, start):
-                x = next(inputs)
+                x, positions = next(inputs), None
+                if task.sequences is not None:
+                    positions = positions_of(task.sequences, rows, task.device)
+                    x = x[:, : positions.longest].contiguous()
                 soft = labels.next(x, rows) if labels is not None else None
                 found = hints.next(x, rows) if hints is not None else None
                 index = torch.from_numpy(rows).to(task.device, non_blocking=True)
+                has_soft = None if self._has_soft is None else self._has_soft[index]
+                if positions is not None:
+                    yield x, self._of_positions(positions, self._labels[index], soft, has_soft)
+                    continue
                 partners, share = self._mixed(rows, view) if objective.beta else (None, None)
                 batch = Batch(
                     labels=self._labels[index],
                     soft=soft,
-                    has_soft=None if self._has_soft is None else self._has_soft[index],
+                    has_soft=has_soft,
                     hints=found and {name: value for name, value in found.items() if name in wanted},
                     has_hints=None if self._has_hints is None else self._has_hints[index],
                     partners=partners,

@@ -36,7 +36,9 @@ class Task:
     - ``source``: of soft labels, None for hard labels only; ``hints``: of the teacher's features, None for none;
     - ``example`` (1, ...): an input, to see the shapes of what a model gives;
     - ``validation``: labelled rows that choices are made on, empty for none, with their ``validation_inputs``;
-    - ``validation_labels`` (N,): their labels, never reduced by ``labelled_fraction``.
+    - ``validation_labels`` (N,): their labels, never reduced by ``labelled_fraction``;
+    - ``sequences``: the dataset, where its examples are token sequences. The labels of each are its own next tokens,
+      and count where ``labels`` is not -1.
     """
 
     classes: int
@@ -53,6 +55,7 @@ class Task:
     validation_labels: npt.NDArray[np.int64]
     device: torch.device
     mixing: Mixing | None = None
+    sequences: Dataset | None = None
 
     @property
     def examples(self) -> int:
@@ -73,6 +76,13 @@ def data_lineage(dataset: Dataset) -> dict[str, Any]:
         "class_names": digest(list(dataset.classes)),
         "preprocessing": dataset.preprocessing,
     }
+
+
+def hard_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """The hard labels (N,) of a dataset, -1 for none. Of token sequences: 0, for each is judged by its tokens."""
+    if dataset.discrete:
+        return np.zeros(len(dataset), dtype=np.int64)
+    return np.asarray(dataset.labels, dtype=np.int64)
 
 
 def view_numbers(text: str, available: Sequence[int]) -> tuple[int, ...]:
@@ -110,8 +120,7 @@ def keep_labels(dataset: Dataset, rows: Rows, fraction: float, noise: float = 0.
     wrong whatever the fraction.
     """
     labels = np.full(len(dataset), NO_LABEL, dtype=np.int64)
-    given = np.asarray(dataset.labels, dtype=np.int64)
-    labels[rows] = given[rows]
+    labels[rows] = hard_labels(dataset)[rows]
     noisy = flipped(dataset, labels, noise)
     for number in np.unique(labels[labels >= 0]) if fraction < 1 else ():
         members = np.flatnonzero(labels == number)

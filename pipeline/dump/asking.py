@@ -1,0 +1,154 @@
+"""Putting a batch to the teacher, and encoding what it says where it was said: only what is kept crosses to the host.
+
+Of token sequences the logits of all positions would be large: B * T rows of a vocabulary. They are made of the hidden
+states, some rows at a time, and encoded before the next ones are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipeline import encodings
+from pipeline.devices import autocast
+from pipeline.dump.job import Job
+from pipeline.encodings import Keys
+from pipeline.encodings.encode_torch import encode
+from pipeline.errors import EncodingError
+from pipeline.models import FeatureTap, logits_of
+from pipeline.sources.positions import positions_of
+
+Rows = npt.NDArray[np.int64]
+
+LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Logits of sequences that are made together: 16 MiB, which stay near the processor, or 1 GiB."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the teacher said about a batch, on the host: P positions, one for each entry but of token sequences.
+
+    ``arrays`` as the encoding keeps them, ``features`` (P, ...) float16, ``predicted`` (P,) the teacher's classes,
+    ``expected`` (P,) the hard labels of the positions, -1 for none; ``sampled`` (n, C) float32 the logits of a few
+    positions, to measure how faithful the arrays are.
+    """
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    features: Mapping[str, npt.NDArray[np.float16]]
+    predicted: npt.NDArray[np.int64]
+    expected: npt.NDArray[np.int64]
+    sampled: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.predicted)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A batch that the teacher has been asked about, where it runs. A GPU may still be at it: nothing has waited.
+
+    - ``values`` (P, C) float32 logits; with a ``head`` (P, D), the hidden states that it makes logits of;
+    - ``features`` (P, ...) float16; ``expected`` (P,) int64 hard labels, -1 for none; ``entries``: B.
+    """
+
+    values: Tensor
+    features: Mapping[str, Tensor]
+    expected: Tensor
+    entries: int
+    head: nn.Linear | None = None
+
+    def logits(self, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        """(first row, logits (n, C) float32) of some rows after others."""
+        if self.head is None:
+            yield 0, self.values
+            return
+        step = max(1, LOGITS_AT_ONCE.get(device.type, 1 << 24) // self.head.out_features)
+        for first in range(0, len(self.values), step):
+            yield first, self.head(self.values[first : first + step]).float()
+
+
+def ask(job: Job, inputs: Tensor, rows: Rows, view: int = 0) -> Asked:
+    """Put the ``inputs`` (B, ...) of dataset ``rows`` (B,) to the teacher.
+
+    Raises ModelError for an output that holds no logits.
+    """
+    inputs = inputs.to(job.device, non_blocking=True)
+    with (
+        torch.inference_mode(),
+        autocast(job.device, job.config.precision),
+        FeatureTap(job.teacher, job.features) as tap,
+    ):
+        if not job.dataset.discrete:
+            logits = logits_of(job.teacher(inputs)).float()
+            halves = {name: value.to(torch.float16) for name, value in tap.values.items()}
+            expected = torch.from_numpy(entry_labels(job, view, rows))
+            return Asked(logits, halves, expected, len(rows))
+        positions = positions_of(job.dataset, rows, job.device)
+        inputs, parts = inputs[:, : positions.longest], job.body_and_head
+        if parts is None:
+            values = positions.of(logits_of(job.teacher(inputs))).float()
+        else:
+            values = positions.of(parts[0](inputs))
+        halves = {name: positions.of(value).to(torch.float16) for name, value in tap.values.items()}
+        return Asked(values, halves, positions.targets, len(rows), None if parts is None else parts[1])
+
+
+def answers(job: Job, asked: Asked, sample: slice, keys: Keys | None = None) -> Answers:
+    """The answers to ``asked``, encoded on the teacher's device; logits of the positions ``sample`` come too.
+
+    ``keys`` (P,): where the encoding draws. Raises EncodingError, with ``row`` set, for what cannot be kept.
+    """
+    for name, value in asked.features.items():
+        if not bool(torch.isfinite(value).all()):
+            row = int((~torch.isfinite(value.flatten(1)).all(dim=1)).nonzero()[0, 0])
+            raise EncodingError(f"feature {name} is NaN, infinite or beyond float16's 65,504", row=row)
+    wanted = np.arange(len(asked.values))[sample]
+    found: list[tuple[Mapping[str, npt.NDArray[Any]], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+    with torch.inference_mode(), autocast(job.device, job.config.precision):
+        for first, logits in asked.logits(job.device):
+            here = slice(first, first + len(logits))
+            rows = wanted[(wanted >= first) & (wanted < first + len(logits))] - first
+            try:
+                arrays = encode(job.encoding, logits, None if keys is None else keys[here])
+            except EncodingError as error:
+                raise EncodingError(str(error), None if error.row is None else first + error.row) from None
+            found.append((arrays, _best(logits), logits[rows].cpu().numpy().copy()))
+    parts, predicted, sampled = zip(*found, strict=True)
+    return Answers(
+        arrays={name: _joined([part[name] for part in parts]) for name in parts[0]},
+        features={name: value.cpu().numpy() for name, value in asked.features.items()},
+        predicted=_joined(list(predicted)),
+        expected=asked.expected.cpu().numpy(),
+        sampled=_joined(list(sampled)),
+    )
+
+
+def keys_of(job: Job, rows: Rows, view: int) -> Keys | None:
+    """A key (P,) for each position of the entries of dataset ``rows`` (B,); None where nothing is drawn."""
+    if not job.encoding.draws:
+        return None
+    ids, lengths = (str(job.dataset.ids[row]) for row in rows.tolist()), np.asarray(job.dataset.lengths)[rows]
+    return encodings.keys_of(ids, view, lengths.tolist())
+
+
+def entry_labels(job: Job, view: int, rows: Rows) -> npt.NDArray[np.int64]:
+    """The hard labels (n,) of entries of dataset ``rows``; -1 for none, and for all of a view that is mixed."""
+    if view and job.views.mixed:
+        return np.full(len(rows), -1, np.int64)  # two examples, and no label of both
+    return np.asarray(job.dataset.labels)[rows].astype(np.int64)
+
+
+def _best(logits: Tensor) -> npt.NDArray[np.int64]:
+    # numpy finds the largest several times faster than torch, and on the CPU nothing is copied for it.
+    found = logits.numpy().argmax(axis=1) if logits.device.type == "cpu" else logits.argmax(dim=1).cpu().numpy()
+    return np.asarray(found, dtype=np.int64)
+
+
+def _joined(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
