@@ -96,9 +96,10 @@ def _front(files: Sequence[CardFile], licence: str | None) -> str:
 
 
 def _about(metadata: ArtefactMetadata) -> str:
-    taught = "A classifier trained from the soft labels of a teacher" if metadata.lineage.cache else "A classifier"
+    what = "A causal language model" if metadata.discrete else "A classifier"
+    taught = f"{what} trained from the soft labels of a teacher" if metadata.lineage.cache else what
     by = f" Made by {_line(metadata.made_by)}." if metadata.made_by else ""
-    return f"{taught}, for {len(metadata.class_names):,} classes.{by}"
+    return f"{taught}, for {len(metadata.class_names):,} {'tokens' if metadata.discrete else 'classes'}.{by}"
 
 
 def _files(files: Sequence[CardFile]) -> Iterator[str]:
@@ -112,6 +113,12 @@ def _input(metadata: ArtefactMetadata) -> Iterator[str]:
     prepared = _line(metadata.preprocessing) if metadata.preprocessing else "not recorded"
     names = metadata.class_names
     listed = ", ".join(f"{i} {_line(n)}" for i, n in enumerate(names[:_MOST_NAMES]))
+    if metadata.discrete:
+        longest = metadata.input_shape[0]
+        yield f"- Input: int64 tokens of shape (batch, length), at most {longest:,} in training. Text: {prepared}."
+        yield f"- Output: float32 logits of the next token, of shape (batch, length, {len(names)})."
+        yield f"- Tokens: {listed}{f', ... ({len(names):,} in all)' if len(names) > _MOST_NAMES else ''}."
+        return
     yield f"- Input: float32 of shape ({shape}). Preprocessing: {prepared}."
     yield f"- Output: float32 logits of shape (batch, {len(names)}); a softmax makes probabilities of them."
     yield f"- Classes: {listed}{f', ... ({len(names):,} in all)' if len(names) > _MOST_NAMES else ''}."
@@ -133,7 +140,8 @@ def _figures(figures: Sequence[Figure]) -> Iterator[str]:
 
 
 def _running(metadata: ArtefactMetadata, files: Sequence[CardFile]) -> Iterator[str]:
-    zeros = f"inputs = np.zeros({(1, *metadata.input_shape)}, dtype=np.float32)  # yours, prepared as above"
+    kind = "int64" if metadata.discrete else "float32"
+    zeros = f"inputs = np.zeros({(1, *metadata.input_shape)}, dtype=np.{kind})  # yours, prepared as above"
     onnx = next((file for file in files if file.kind == ONNX), None)
     pt2 = next((file for file in files if file.kind == PT2), None)
     if onnx is not None:
@@ -172,7 +180,8 @@ def _lineage(metadata: ArtefactMetadata, trained_on: str) -> Iterator[str]:
 def _limits(
     metadata: ArtefactMetadata, trained_on: str, robustness: str | None, caveats: Sequence[str]
 ) -> Iterator[str]:
-    yield f"- It knows what it was trained on ({_line(trained_on)}); elsewhere it still names one of its classes."
+    names = "one of its tokens" if metadata.discrete else "one of its classes"
+    yield f"- It knows what it was trained on ({_line(trained_on)}); elsewhere it still names {names}."
     told = _line(robustness) if robustness else "not measured: noise, blur and other inputs may lower every figure"
     yield f"- Robustness: {told}."
     if metadata.lineage.cache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,10 @@ import numpy.typing as npt
 from pipeline.errors import ModelError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
-Predictor: TypeAlias = Callable[[Floats], Floats]
-"""(B, ...) float32 inputs to (B, C) float32 logits."""
+Inputs: TypeAlias = npt.NDArray[Any]
+"""(B, ...) float32 values, or (B, T) int64 tokens."""
+Predictor: TypeAlias = Callable[[Inputs], Floats]
+"""(B, ...) float32 values to (B, C) float32 logits; (B, T) int64 tokens to (B, T, V)."""
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of an exported float model from its source, relative to the largest logit."""
@@ -51,8 +53,8 @@ class Check:
         return found
 
 
-def check(predict: Predictor, inputs: Floats, source: Floats, *, calls: int = 3) -> Check:
-    """Try a file on ``inputs`` (B, ...) whose logits by the source model are ``source`` (B, C).
+def check(predict: Predictor, inputs: Inputs, source: Floats, *, calls: int = 3) -> Check:
+    """Try a file on ``inputs`` (B, ...) whose logits by the source model are ``source`` (B, C); of tokens (B, T, V).
 
     Raises ModelError on logits of another shape or that are not finite.
     """

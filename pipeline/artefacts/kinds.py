@@ -5,12 +5,13 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.artefacts.checking import Floats, Predictor
+from pipeline.artefacts.checking import Floats, Inputs, Predictor
 from pipeline.errors import ModelError
 from pipeline.models import logits_of
 
@@ -24,7 +25,8 @@ _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
 class Opened:
     """A runtime's view of a file: ``predict`` takes (B, *input_shape) float32 and gives (B, classes) float32 logits.
 
-    ``input_shape`` and ``classes`` are None where the file leaves them open. ``batch``: the one batch size that the
+    Of a language model, ``dtype`` int64, it takes tokens (B, T) and gives (B, T, classes). ``input_shape`` and
+    ``classes`` are None where the file leaves them open. ``batch``: the one batch size that the
     file was fixed to, ``largest``: the largest it takes; None where there is no such limit. ``predict`` splits and
     fills up, so that any B may be given. ``dtype`` is what the file itself takes: ``predict`` converts to it.
     """
@@ -39,7 +41,10 @@ class Opened:
 
 
 class Float32Logits(nn.Module):
-    """A model with its output reduced to float32 logits, which takes float32 whatever precision its weights have."""
+    """A model with its output reduced to float32 logits, which takes float32 whatever precision its weights have.
+
+    Tokens are taken as they are.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -48,9 +53,23 @@ class Float32Logits(nn.Module):
         self.precision = kinds.pop() if len(kinds) == 1 else torch.float32
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.precision != torch.float32:
-            return logits_of(self.model(input.to(self.precision))).float()
-        return logits_of(self.model(input))
+        if self.precision == torch.float32:
+            return logits_of(self.model(input))
+        values = input.to(self.precision) if input.is_floating_point() else input
+        return logits_of(self.model(values)).float()
+
+
+def example_of(input_shape: tuple[int, ...], discrete: bool, batch: int = 2) -> Tensor:
+    """Zeros (batch, *input_shape) to trace a model with: float32, or int64 where inputs are token sequences."""
+    if discrete:  # a length of 1 would be frozen into the program
+        return torch.zeros((batch, max(2, *input_shape)), dtype=torch.int64)
+    return torch.zeros((batch, *input_shape))
+
+
+def free_sizes(discrete: bool, largest: int | None = None) -> tuple[dict[int, Any]]:
+    """What a file leaves open, as torch.export takes it: the batch, and the length of token sequences."""
+    open_ = {0: torch.export.Dim("batch", min=1, max=largest)}
+    return ({**open_, 1: torch.export.Dim("length", min=1)} if discrete else open_,)
 
 
 def kind_of(path: Path) -> str:
@@ -90,7 +109,7 @@ def in_batches(call: Predictor, size: int, *, fill: bool) -> Predictor:
     The last examples of a short batch are repeated to fill it, and their extra answers dropped.
     """
 
-    def predict(inputs: Floats) -> Floats:
+    def predict(inputs: Inputs) -> Floats:
         found = []
         for start in range(0, len(inputs), size):
             part = inputs[start : start + size]

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.artefacts.checking import Floats, Predictor
+from pipeline.artefacts.checking import Inputs, Predictor
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -30,7 +30,7 @@ LEAST = 30
 
 
 def measure(
-    models: Mapping[Name, Predictor], inputs: Floats, batch_sizes: Sequence[int], *, seconds: float = 1.0
+    models: Mapping[Name, Predictor], inputs: Inputs, batch_sizes: Sequence[int], *, seconds: float = 1.0
 ) -> dict[Name, dict[int, Latency]]:
     """Latency of every model at every batch size, the models taking turns call by call.
 

@@ -47,7 +47,11 @@ class Lineage:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactMetadata:
-    """Everything an artefact carries besides its weights. ``made_by``: "softlabels" and its version."""
+    """Everything an artefact carries besides its weights. ``made_by``: "softlabels" and its version.
+
+    ``discrete``: inputs are token sequences, ``input_shape`` the longest of the data that it was made for, and
+    ``class_names`` the tokens.
+    """
 
     class_names: tuple[str, ...]
     preprocessing: str | None
@@ -55,6 +59,7 @@ class ArtefactMetadata:
     lineage: Lineage = field(default_factory=Lineage)
     steps: tuple[Step, ...] = ()
     made_by: str | None = None
+    discrete: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, for ``export_onnx``, ``export_pt2``, ``export_executorch`` and ``save_weights``."""
@@ -66,6 +71,7 @@ class ArtefactMetadata:
             "lineage": {**vars(self.lineage), "teacher": dict(self.lineage.teacher)},
             "steps": [{"what": step.what, "options": dict(step.options)} for step in self.steps],
             "made_by": self.made_by,
+            **({"discrete": True} if self.discrete else {}),
         }
 
     @classmethod
@@ -100,6 +106,7 @@ class ArtefactMetadata:
             ),
             steps=tuple(Step(_of(str, step, "what", where), _of(dict, step, "options", where)) for step in steps),
             made_by=_maybe(str, found, "made_by", where),
+            discrete=_of(bool, found, "discrete", where),
         )
 
 

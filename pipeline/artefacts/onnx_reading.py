@@ -19,19 +19,29 @@ MARK = "softlabels"
 
 FLOATS: dict[int, npt.DTypeLike] = {1: np.float32, 10: np.float16, 11: np.float64}
 """TensorProto.DataType of inputs that numpy's floats can be turned into."""
+TOKENS: dict[int, npt.DTypeLike] = {6: np.int32, 7: np.int64}
+"""Those of inputs that token ids can be turned into."""
 
 _PROBABILITIES = ("Softmax", "Sigmoid")
 
 
 @dataclass(frozen=True)
 class Signature:
-    """How a file is called: names, the input's type and shape (None where free), and the number of classes."""
+    """How a file is called: names, the input's type and shape (None where free), and the number of classes.
+
+    An input of whole numbers is token sequences, whose logits have an axis more than others: ``axes`` of the output.
+    """
 
     input: str
     dtype: npt.DTypeLike
     shape: tuple[int | None, ...]
     output: str
     classes: int | None
+
+    @property
+    def axes(self) -> int:
+        """2 of (batch, classes), 3 of (batch, length, vocabulary)."""
+        return 3 if np.dtype(self.dtype).kind == "i" else 2
 
 
 def read_proto(path: Path) -> Any:
@@ -114,7 +124,11 @@ def properties(proto: Any) -> dict[str, Any]:
 
 
 def signature(path: Path, proto: Any) -> Signature:
-    """How to call the file. Raises ModelError: several inputs, others than floats, no output of (batch, classes)."""
+    """How to call the file.
+
+    Raises ModelError: several inputs, others than floats or token sequences, no output of (batch, classes), or
+    (batch, length, vocabulary) of token sequences.
+    """
     held = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in held]
     if len(inputs) != 1:
@@ -122,17 +136,21 @@ def signature(path: Path, proto: Any) -> Signature:
             f"{path} should take one input; it takes {len(inputs)} ({some([value.name for value in inputs])})"
         )
     kind, shape = inputs[0].type.tensor_type.elem_type, _shape(inputs[0])
-    if kind not in FLOATS or not shape:
+    tokens = kind in TOKENS and shape is not None and len(shape) == 2
+    if not (kind in FLOATS or tokens) or not shape:
         onnx = optional("onnx", "compress", "reading an ONNX file")
         names = {number: name for name, number in onnx.TensorProto.DataType.items()}
         found = names.get(kind, "no tensor") if shape else "of no known rank"
-        raise ModelError(f"{path} should take batches of floats; its input {inputs[0].name} is {found}")
+        raise ModelError(
+            f"{path} should take batches of floats, or of tokens (batch, length); its input {inputs[0].name} is {found}"
+        )
+    axes, wanted = (3, "(batch, length, vocabulary)") if tokens else (2, "(batch, classes)")
     outputs = [value for value in proto.graph.output if value.type.tensor_type.elem_type in FLOATS]
-    known = [value for value in outputs if len(_shape(value) or ()) == 2]
+    known = [value for value in outputs if len(_shape(value) or ()) == axes]
     unknown = [value for value in outputs if _shape(value) is None]
     if not known and not unknown:
         shapes = some([f"{value.name} {_shape(value)}" for value in proto.graph.output])
-        raise ModelError(f"{path} should have an output of shape (batch, classes); it has {shapes}")
+        raise ModelError(f"{path} should have an output of shape {wanted}; it has {shapes}")
     chosen = (known or unknown)[0]
     last = next((node.op_type for node in proto.graph.node if chosen.name in node.output), "")
     if last in _PROBABILITIES:
@@ -140,7 +158,8 @@ def signature(path: Path, proto: Any) -> Signature:
             f"{path} should give logits; its {chosen.name} is the output of {last}, which gives probabilities. Export "
             "the model without it"
         )
-    return Signature(inputs[0].name, FLOATS[kind], shape, chosen.name, (_shape(chosen) or (None, None))[1])
+    classes = (_shape(chosen) or (None,))[-1]
+    return Signature(inputs[0].name, (FLOATS | TOKENS)[kind], shape, chosen.name, classes)
 
 
 def _shape(value: Any) -> tuple[int | None, ...] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artefacts.checking import Floats, Predictor
+from pipeline.artefacts.checking import Floats, Inputs, Predictor
 from pipeline.artefacts.onnx_file import INPUT, OUTPUT
 from pipeline.errors import ModelError, first_line
 from pipeline.references import optional
@@ -34,7 +34,7 @@ def open_model(path: Path, threads: int = 1) -> Predictor:
     """A function that runs a file of ``export_onnx``, or what was made of one. Raises what ``open_session`` raises."""
     session, _ = open_session(path, threads)
 
-    def predict(inputs: Floats) -> Floats:
+    def predict(inputs: Inputs) -> Floats:
         return np.asarray(session.run([OUTPUT], {INPUT: inputs})[0])
 
     return predict

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artefacts.checking import Floats, Predictor
+from pipeline.artefacts.checking import Floats, Inputs, Predictor
 from pipeline.artefacts.executorch_file import open_executorch, text_of
 from pipeline.artefacts.kinds import ONNX, PT2, Opened, in_batches, kind_of
 from pipeline.artefacts.onnx_reading import Signature, beside, properties, read_proto, signature
@@ -24,10 +24,11 @@ from pipeline.errors import ModelError, first_line
 class Artefact:
     """A file that computes logits, open.
 
-    ``predict`` takes (B, *input_shape) float32 for any B and gives (B, classes) float32; ``runtime`` is its name and
-    version; ``metadata`` holds JSON values, {} in files of others; ``input_shape`` and ``classes`` are None where the
-    file leaves them open; ``batch`` is the batch size that the file was fixed to and ``largest`` the largest it takes,
-    if any; ``dtype`` is what the file itself takes; ``files`` are all that belong to it, weights beside it included,
+    ``predict`` takes (B, *input_shape) float32 for any B and gives (B, classes) float32; that of a language model
+    (``discrete``) takes (B, T) int64 tokens and gives (B, T, classes). ``runtime`` is its name and version;
+    ``metadata`` holds JSON values, {} in files of others; ``input_shape`` and ``classes`` are None where the file
+    leaves them open; ``batch`` is the batch size that the file was fixed to and ``largest`` the largest it takes, if
+    any; ``dtype`` is what the file itself takes; ``files`` are all that belong to it, weights beside it included,
     ``bytes`` their size; ``sha256`` is that of ``path`` alone.
     """
 
@@ -45,14 +46,19 @@ class Artefact:
     bytes: int
     sha256: str
 
+    @property
+    def discrete(self) -> bool:
+        """Whether it takes token sequences."""
+        return self.dtype in ("int64", "int32")
+
 
 def open_artefact(path: str | Path, *, threads: int = 1, trusted: Collection[str] = ()) -> Artefact:
     """Open an ``.onnx``, ``.pt2`` or ``.pte`` file. ``threads`` 0 leaves the number to the runtime.
 
     ``trusted``: sha256 digests of files that the user vouches for; a ``.pt2`` runs what it carries when it is loaded
     and is opened only with one (docs/decisions/0012-artefacts.md). Raises ModelError: another kind (TorchScript,
-    pickles), weights outside the file's folder, other than one float input and (B, C) logits; MissingDependencyError
-    without the runtime.
+    pickles), weights outside the file's folder, other than one input of floats and (B, C) logits, or of tokens (B, T)
+    and (B, T, V) logits; MissingDependencyError without the runtime.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -91,7 +97,7 @@ def _open_onnx(path: Path, called: Signature, threads: int) -> Opened:
     session, version = open_session(path, threads)
     fixed = called.shape[0]
 
-    def predict(inputs: Floats) -> Floats:
+    def predict(inputs: Inputs) -> Floats:
         try:
             found = session.run([called.output], {called.input: inputs.astype(called.dtype, copy=False)})[0]
         except Exception as error:
@@ -99,8 +105,9 @@ def _open_onnx(path: Path, called: Signature, threads: int) -> Opened:
             raise ModelError(
                 f"{path.name} takes inputs of {wanted}; it cannot answer {inputs.shape}: {first_line(error)}"
             ) from error
-        if found.ndim != 2:
-            raise ModelError(f"{path.name} should give logits of shape (batch, classes); it gave {found.shape}")
+        if found.ndim != called.axes:
+            wanted = "(batch, classes)" if called.axes == 2 else "(batch, length, vocabulary)"
+            raise ModelError(f"{path.name} should give logits of shape {wanted}; it gave {found.shape}")
         return np.asarray(found, dtype=np.float32)
 
     inner = tuple(size for size in called.shape[1:] if size is not None)

@@ -10,6 +10,7 @@ was stopped goes on after its last finished step.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.compression.lineage import versions
 from pipeline.compression.making import Maker
 from pipeline.compression.recipe import BASELINE, Recipe, read_recipe
 from pipeline.compression.search import command, points, recipe_to, search
+from pipeline.compression.sequences import check_language, language_recipe
 from pipeline.compression.steps import Check
 from pipeline.compression.workshop import Workshop
 from pipeline.datasets import Dataset
@@ -84,15 +86,20 @@ def run(config: CompressConfig, progress: Progress | None = None) -> CompressRep
     # Without a table these may be anyone's models and notes, and the folder is replaced as a whole.
     refuse_strangers(config.out, OWN if (config.out / TABLE).is_file() else ())
     use_threads(config.threads)
-    declared = default_recipe(config) if config.recipe is None else read_recipe(config.recipe)
+    declared = None if config.recipe is None else read_recipe(config.recipe)
     trained = [read_run(path, config.allow) for path in config.runs]
     sources = {(r.config.get("data"), tuple(r.config.get("data_args") or ())) for r in trained}
     if config.data is None and len(sources) > 1:
         raise ConfigError(f"--runs should share one dataset; found {', '.join(sorted(str(d) for d, _ in sources))}")
     dataset = open_dataset(config.data, config.data_args, trained[0])
+    if declared is None:
+        declared = language_recipe(config) if dataset.discrete else default_recipe(config)
+    if dataset.discrete:
+        check_language(config, declared, dataset.name)
     chosen = choose(trained, dataset, batch_size=config.batch_size, workers=config.workers, seed=config.student_seed)
     among = f", the best of {len(trained)} runs" if len(trained) > 1 else ""
-    progress.log(f"{chosen.run.name}, seed {chosen.seed}: {chosen.accuracy:.2%} on validation{among}")
+    reached = f"perplexity {math.exp(chosen.nll):,.2f}" if dataset.discrete else f"{chosen.accuracy:.2%}"
+    progress.log(f"{chosen.run.name}, seed {chosen.seed}: {reached} on validation{among}")
     teachers = open_teachers(config.cache, chosen.run)
     with Workspace(config.out, _identity(config, declared, chosen, dataset, teachers)) as space:
         shop = Workshop(config, dataset, chosen, teachers, space.path, progress)
@@ -160,6 +167,7 @@ def _judged(maker: Maker) -> tuple[dict[str, Any], dict[str, Any]]:
         "student": chosen.run.config["student"],
         "chosen_from": {r.name: accuracy for r, accuracy in chosen.considered},
         "test_examples": measured["examples"],
+        **({"test_tokens": measured["tokens"]} if shop.dataset.discrete else {}),
         "validation_examples": len(shop.validation),
         "calibration_examples": len(shop.calibration),
         "finetuning": dict(shop.soft.description),

@@ -41,10 +41,16 @@ def _corrupted(rows: Sequence[Row]) -> bool:
 
 def _figures(row: Row, table: Mapping[str, Any]) -> Iterator[Figure]:
     examples, file = int(table["test_examples"]), str(row.file)
-    if row.accuracy is not None:
+    if row.perplexity is not None:
+        tokens = int(table["test_tokens"])
+        yield Figure(file, "perplexity", row.perplexity, "", tokens, "test tokens")
+        if row.bits_per_byte is not None:
+            yield Figure(file, "bits per byte", row.bits_per_byte, "bits", tokens, "test tokens")
+        yield Figure(file, "expected calibration error", 100 * (row.ece or 0.0), "points", tokens, "test tokens")
+    elif row.accuracy is not None:
         between = (100 * row.accuracy_interval[0], 100 * row.accuracy_interval[1]) if row.accuracy_interval else None
         yield Figure(file, "accuracy", 100 * row.accuracy, "%", examples, "test examples", between)
-    if row.ece is not None:
+    if row.ece is not None and row.perplexity is None:
         yield Figure(file, "expected calibration error", 100 * row.ece, "points", examples, "test examples")
     if row.corrupted_accuracy is not None:
         yield Figure(file, "accuracy under corruptions", 100 * row.corrupted_accuracy, "%", examples, "test examples")

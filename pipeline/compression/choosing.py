@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,16 @@ from pipeline.runs import Run, parameter_count
 
 @dataclass(frozen=True)
 class Chosen:
-    """The run that is best on validation on average, and the seed of it that is best there."""
+    """The run that is best on validation on average, and the seed of it that is best there.
+
+    ``considered``: all runs with the mean accuracy of their seeds; of language models less the mean loss.
+    """
 
     run: Run
     seed: int
     accuracy: float
     considered: tuple[tuple[Run, float], ...]
+    nll: float = math.nan
 
 
 def choose(
@@ -29,8 +34,8 @@ def choose(
 ) -> Chosen:
     """Choose by validation accuracy: the run by its mean over seeds, then the seed. The test split is not touched.
 
-    Ties go to the smaller model, then to the lower loss. ``seed``: take that one of the best run. Raises DataError
-    without a validation split, ConfigError for a seed that the run does not have.
+    Ties go to the smaller model, then to the lower loss; language models are chosen by that first. ``seed``: take that
+    one of the best run. Raises DataError without a validation split, ConfigError for a seed that the run does not have.
     """
     rows = labelled_rows(dataset, "validation")
     models = {(r, s): run.build(dataset, s) for r, run in enumerate(runs) for s in run.weights}
@@ -41,6 +46,8 @@ def choose(
     )  # fmt: skip
 
     def rank(key: tuple[int, int]) -> tuple[float, int, float]:
+        if dataset.discrete:
+            return -scores[key].nll, -parameter_count(models[key]), scores[key].accuracy
         return scores[key].accuracy, -parameter_count(models[key]), -scores[key].nll
 
     def rank_run(r: int) -> tuple[float, int, float]:
@@ -53,4 +60,4 @@ def choose(
         raise ConfigError(f"--student-seed should be one of those of {runs[best].path} ({known}); found {seed}")
     chosen = max(runs[best].weights, key=lambda s: rank((best, s))) if seed is None else seed
     considered = tuple((run, rank_run(r)[0]) for r, run in enumerate(runs))
-    return Chosen(runs[best], chosen, scores[best, chosen].accuracy, considered)
+    return Chosen(runs[best], chosen, scores[best, chosen].accuracy, considered, scores[best, chosen].nll)

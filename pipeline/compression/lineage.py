@@ -37,6 +37,7 @@ def about(shop: Workshop, root: str, steps: Sequence[Step]) -> ArtefactMetadata:
         input_shape=tuple(dataset.input_shape),
         lineage=lineage,
         steps=made,
+        discrete=dataset.discrete,
         made_by=f"softlabels {_version('softlabels') or ''}".strip(),
     )
 

@@ -132,7 +132,8 @@ class Maker:
                 path = self.shop.folder / f"{row.name}.onnx"
                 says = about(self.shop, product.root, self._steps[row.name]).as_dict()
                 shape, opset = self.shop.dataset.input_shape, self.shop.config.opset
-                export_onnx(product.model, shape, path, opset=opset, metadata=says)
+                discrete = self.shop.dataset.discrete
+                export_onnx(product.model, shape, path, opset=opset, metadata=says, discrete=discrete)
                 product = replace(product, file=path)
         else:
             before = next(other for other in self.rows if other.name == row.source)

@@ -125,21 +125,22 @@ def _bf16(step: Quantise, source: Product, shop: Workshop, row: Row, steps: tupl
     row.what = "bfloat16 weights and arithmetic, by torch.export"
     target = _target(step, shop).with_suffix(".pt2")
     model = quantisation.to_bfloat16(model_of(source, "bfloat16"))
-    export_pt2(model, shop.dataset.input_shape, target, about(shop, source.root, steps).as_dict())
+    says, discrete = about(shop, source.root, steps).as_dict(), shop.dataset.discrete
+    export_pt2(model, shop.dataset.input_shape, target, says, discrete=discrete)
     return Product(step.name, file=target)
 
 
 def exported(step: Export, source: Product, shop: Workshop, row: Row, steps: tuple[Step, ...]) -> Product:
     """The float model in another format."""
     model, shape = model_of(source, f"export to {step.format}"), shop.dataset.input_shape
-    says = about(shop, source.root, steps).as_dict()
+    says, discrete = about(shop, source.root, steps).as_dict(), shop.dataset.discrete
     row.what = f"{source.name} as {step.format}"
     if step.format == "onnx":
         target = _target(step, shop)
-        export_onnx(model, shape, target, opset=step.opset or shop.config.opset, metadata=says)
+        export_onnx(model, shape, target, opset=step.opset or shop.config.opset, metadata=says, discrete=discrete)
     elif step.format == "pt2":
         target = _target(step, shop).with_suffix(".pt2")
-        export_pt2(model, shape, target, says)
+        export_pt2(model, shape, target, says, discrete=discrete)
     else:
         target = _target(step, shop).with_suffix(".pte")
         export_executorch(model, shape, target, says)

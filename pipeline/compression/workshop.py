@@ -29,6 +29,8 @@ from pipeline.progress import Progress
 
 TRIED = 64
 """Inputs that each file is checked on, one by one and together."""
+TRIED_ELEMENTS = 1 << 23
+"""Logits of language models that each file is checked on: 32 MiB."""
 CALIBRATION_BATCH = 32
 
 
@@ -70,6 +72,10 @@ class Workshop:
         self.calibration = np.sort(order[: config.calibration])
         self.example = next(plain_batches(dataset, self.calibration[[0, 0]], batch_size=2))[1]
         self.tried = next(plain_batches(dataset, self.validation[:TRIED], batch_size=TRIED))[1].numpy()
+        if dataset.discrete:  # logits of every token: fewer sequences, and as much of them as memory allows
+            most = max(TRIED_ELEMENTS // self.classes, 2)
+            length = min(dataset.input_shape[0], most // 2)
+            self.tried = np.ascontiguousarray(self.tried[: most // length, :length])
 
     @cached_property
     def student(self) -> nn.Module:

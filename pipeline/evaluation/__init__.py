@@ -39,8 +39,9 @@ from pipeline.evaluation.scoring import HELD_OUT, labelled_rows, plain_batches, 
 from pipeline.evaluation.sight import Sight, look
 from pipeline.evaluation.table import Row, flat
 from pipeline.evaluation.tabulating import tabulate
-from pipeline.evaluation.teachers import open_teachers
+from pipeline.evaluation.teachers import LiveTeacher, live_teacher, open_teachers
 from pipeline.evaluation.uncertainty import measured
+from pipeline.evaluation.writing import write_on
 from pipeline.identity import digest
 from pipeline.models import Hydra, check_model
 from pipeline.outputs import json_bytes
@@ -72,11 +73,15 @@ class EvaluateReport:
     def summary(self) -> str:
         """One line for people; of several models their table before it."""
         on = f"{self.details['examples']:,} {self.details['split']} examples"
+        if "tokens" in self.details:
+            on = f"{self.details['tokens']:,} tokens of {self.details['examples']:,} {self.details['split']} sequences"
         if "rows" in self.details:
             rows = [Row(**row) for row in self.details["rows"]]
             return "\n".join(
                 [*render(rows), f"{self.out}: {len(rows)} models on {on}; {timed_on(self.details['environment'])}"]
             )
+        if "tokens" in self.details:
+            return f"{self.out}: {_language(self.metrics)} on {on}"
         spread = (
             f" (s = {self.metrics['accuracy_std']:.4f} over {self.metrics['seeds']} seeds)"
             if self.metrics["seeds"] > 1
@@ -90,6 +95,20 @@ class EvaluateReport:
         return {"out": self.out, "metrics": self.metrics, "details": self.details}
 
 
+def _language(figures: Mapping[str, Any]) -> str:
+    """The few figures of a language model that a line has room for."""
+    several = figures["seeds"] > 1
+    said = f"perplexity {figures['perplexity']:,.2f}"
+    said += f" (s = {figures['perplexity_std']:,.2f} over {figures['seeds']} seeds)" if several else ""
+    said += f", teacher {figures['teacher_perplexity']:,.2f}" if "teacher_perplexity" in figures else ""
+    said += f", {figures['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in figures else ""
+    if "acceptance" in figures:
+        return f"{said}, acceptance {figures['acceptance']:.3f}"
+    if "acceptance_least" in figures:
+        return f"{said}, acceptance {figures['acceptance_least']:.3f} to {figures['acceptance_most']:.3f}"
+    return said
+
+
 def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateReport:
     """Measure and write ``out``. Raises ConfigError, DataError, ModelError or CacheMismatchError before any work."""
     progress = progress or Silent()
@@ -99,7 +118,12 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> EvaluateRep
     named = named_models(config.models)
     trained = read_run(config.run, config.allow) if config.run is not None else trained_run(named, config.allow)
     dataset = open_dataset(config.data, config.data_args, trained)
-    sight = look(config, trained, dataset, open_teachers(config.cache, trained))
+    teachers = (
+        open_teachers(config.cache, trained)
+        if config.teacher is None
+        else live_teacher(config.teacher, dataset, device, config.allow)
+    )
+    sight = look(config, trained, dataset, teachers)
     if named:
         candidates = open_candidates(config, named, dataset, device, progress)
         report = _compare(config, dataset, sight, candidates, progress)
@@ -127,6 +151,7 @@ def _compare(
         raise ConfigError(f"--baseline should be one of {', '.join(c.name for c in candidates)}; found {baseline!r}")
     rows = [Row(c.name, c.what, source=c.source, control=c.control, runtime=c.runtime) for c in candidates]
     details = tabulate(config, dataset, sight, candidates, rows, baseline, progress)
+    details |= _written(config, dataset, sight, candidates)
     return EvaluateReport(str(config.out), flat(rows, baseline), details | {"command": typed(config)})
 
 
@@ -167,7 +192,20 @@ def _measure(
         device=device, batch_size=config.batch_size, workers=config.workers,
     )  # fmt: skip
     details |= {} if uncertainty is None else {"uncertainty": uncertainty}
+    details |= _written(config, dataset, sight, [candidate])
     return EvaluateReport(str(config.out), summarise(details), details | {"command": typed(config)})
+
+
+def _written(config: EvaluateConfig, dataset: Dataset, sight: Sight, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """What the first seed of each language model writes, and a teacher that runs; see ``writing.write_on``."""
+    return write_on(
+        dataset,
+        sight.rows_of[config.split],
+        {c.name: next(iter(c.models.values())) for c in candidates if c.models},
+        teacher=sight.teachers.predict.model if isinstance(sight.teachers, LiveTeacher) else None,
+        samples=config.samples,
+        left_out={c.name: "a file is run as it is deployed, not to write" for c in candidates if not c.models},
+    )
 
 
 def typed(config: EvaluateConfig) -> str:

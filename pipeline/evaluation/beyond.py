@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import Dataset
+from pipeline.evaluation.batches import Predictor
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.outliers import open_outliers, out_of_distribution
 from pipeline.evaluation.robustness import conditions, corrupted
-from pipeline.evaluation.scoring import Predictor
 from pipeline.metrics import Scores
 
 Key = TypeVar("Key", bound=Hashable)

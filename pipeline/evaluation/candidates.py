@@ -16,8 +16,9 @@ from pipeline.artefacts.opening import Artefact, open_artefact
 from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, ModelError, first_line
+from pipeline.evaluation.batches import Predictor
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.scoring import Predictor, torch_predictor
+from pipeline.evaluation.scoring import torch_predictor
 from pipeline.identity import digest_bytes
 from pipeline.models import check_model, read_metadata
 from pipeline.models.loading import check_metadata
@@ -263,6 +264,11 @@ def as_tensors(predict: Timed) -> Predictor:
 def _artefact(config: EvaluateConfig, path: Path, dataset: Dataset, example: Tensor) -> Artefact:
     artefact = open_artefact(path, threads=config.runtime_threads, trusted=config.trust)
     check_metadata(artefact.metadata, dataset, str(path))
+    if artefact.discrete != dataset.discrete:
+        kinds = ("values", "token sequences")
+        raise ModelError(
+            f"{path} takes {kinds[artefact.discrete]} ({artefact.dtype}); {dataset.name} has {kinds[dataset.discrete]}"
+        )
     try:
         logits = artefact.predict(np.ascontiguousarray(example.numpy()))
     except Exception as error:  # whatever the runtime raises on inputs of another shape
@@ -270,9 +276,9 @@ def _artefact(config: EvaluateConfig, path: Path, dataset: Dataset, example: Ten
             f"{path} should take inputs of shape {tuple(example.shape)}, those of {dataset.name}, and fails on one: "
             f"{first_line(error)}"
         ) from error
-    if logits.shape != (1, len(dataset.classes)):
+    expected = (1, *(example.shape[1:] if dataset.discrete else ()), len(dataset.classes))
+    if logits.shape != expected:
         raise ModelError(
-            f"{path} should give logits of shape {(1, len(dataset.classes))} for one example of {dataset.name}; found "
-            f"{logits.shape}"
+            f"{path} should give logits of shape {expected} for one example of {dataset.name}; found {logits.shape}"
         )
     return artefact

@@ -64,7 +64,14 @@ FIGURES = {
     "teacher_agreement": Figure("agreement with the teacher"),
     "agreement_where_teacher_wrong": Figure("agreement with the teacher where it is wrong"),
     "kl_to_teacher": Figure("KL to the teacher", 1.0, "nats", 3),
+    "perplexity": Figure("perplexity", 1.0, "", 2),
+    "bits_per_token": Figure("bits per token", 1.0, "bits", 3),
+    "bits_per_byte": Figure("bits per byte", 1.0, "bits", 3),
+    "acceptance": Figure("share of drafted tokens that the teacher accepts"),
+    "cross_entropy_to_teacher": Figure("cross-entropy with the teacher's draws", 1.0, "nats", 3),
 }
+LANGUAGE = ("perplexity", "bits_per_token", "bits_per_byte", "acceptance", "cross_entropy_to_teacher")
+"""Figures of language models alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +201,9 @@ def compared(first: Mapping[str, Any], second: Mapping[str, Any], metric: str) -
     """One figure of the details of two evaluations: paired by seed and, for accuracies, by test example."""
     values = by_seed(first, metric), by_seed(second, metric)
     if metric in (ACCURACY, OMITTED_CLASS) and first["examples_digest"] == second["examples_digest"]:
-        return metrics.compare(*values, *(_hits(details, first, metric) for details in (first, second)))
+        ours, theirs = (_hits(details, first, metric) for details in (first, second))
+        sizes = first.get("positions")
+        return metrics.compare(*values, ours, theirs, None if sizes is None else np.asarray(sizes, dtype=np.float64))
     return metrics.compare(*values)
 
 
@@ -239,6 +248,8 @@ def _values(details: Mapping[str, Any], metric: str, folder: Path) -> dict[int, 
             why = "no class was left out"
         elif metric.startswith(CALIBRATED):
             why = "no temperature was fitted; its details.json may say why (calibration)"
+        elif metric in LANGUAGE:
+            why = "it is of language models, or was left out; its details.json may say why (left_out)"
         elif metric in RECENT:
             why = "an earlier release wrote it; evaluate again"
         raise ConfigError(f"{folder} has no {FIGURES[metric].title}: {why}")
@@ -246,7 +257,10 @@ def _values(details: Mapping[str, Any], metric: str, folder: Path) -> dict[int, 
 
 
 def _hits(details: Mapping[str, Any], first: Mapping[str, Any], metric: str) -> npt.NDArray[np.float64]:
-    """The share of seeds that recognised each test example that counts; those of the omitted class are ``first``'s."""
+    """The share of seeds that recognised each test example that counts; those of the omitted class are ``first``'s.
+
+    Of sequences the sum over their tokens.
+    """
     shares = np.asarray(details["hits"], dtype=np.float64) / max(len(details["seeds"]), 1)
     return shares[first.get("omitted_class_rows") or []] if metric == OMITTED_CLASS else shares
 

@@ -37,6 +37,11 @@ class EvaluateConfig(Config):
         None,
         "cache with the teacher's labels of the split; that of the run, or its mixture, unless given; 'none' for none",
     )
+    teacher: Path | None = option(
+        None,
+        "instead of --cache: directory of fit-teacher (or train) whose model runs beside those measured, on the same "
+        "batches: exact figures where a cache holds samples or the first few tokens",
+    )
     split: str = option("test", "what to measure on", choices=SPLITS)
     correct_class: tuple[str, ...] = option(
         (),
@@ -73,6 +78,9 @@ class EvaluateConfig(Config):
         1.0, "of the divergence from the teacher, and of the mean of several teachers' probabilities"
     )
     baseline: str | None = option(None, "with several models: the row that the others are held against; the first")
+    samples: int | None = option(
+        None, "of language models: how many beginnings of sequences of the split each continues; 3 unless given"
+    )
     cost: bool = option(True, "with several models: also latency, and load time and memory of artefacts")
     latency_batch: tuple[int, ...] = option((1, 32), "batch sizes to time")
     latency_seconds: float = option(1.0, "roughly how long to time each batch size")
@@ -80,7 +88,7 @@ class EvaluateConfig(Config):
     trust: tuple[str, ...] = option(
         (), "sha256 of a .pt2 that you know: such files run what they carry when opened", metavar="SHA256"
     )
-    batch_size: int = option(256, "examples per forward pass")
+    batch_size: int = option(256, "examples per forward pass; of token sequences at most 32,768 tokens")
     workers: int = option(0, "processes that load examples; 0 does it in this one")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")
     threads: int = option(0, "CPU threads; 0 leaves torch's choice")
@@ -94,6 +102,8 @@ class EvaluateConfig(Config):
             yield "--weights needs --student and --data: a file of weights does not say what they are for"
         if self.models and self.correct_class:
             yield "--correct-class is of one run: name it by --run"
+        if self.teacher is not None and self.cache not in (None, "none"):
+            yield "--teacher and --cache both say what models are compared with: name one"
         if self.baseline is not None and not self.models:
             yield "--baseline names one of several models"
         if not self.latency_batch or min(self.latency_batch) < 1:
@@ -109,6 +119,8 @@ class EvaluateConfig(Config):
         wrong = [level for level in self.severities if level not in SEVERITIES]
         if wrong or not self.severities:
             yield f"--severities should be one or more of 1 to 5; found {', '.join(map(str, wrong)) or 'none'}"
+        if self.samples is not None and self.samples < 0:
+            yield f"--samples should be at least 0; found {self.samples}"
         if self.outlier_args and self.outliers is None:
             yield "--outlier-args are of the dataset that --outliers names"
         yield from self.below(bins=1, top_k=1, batch_size=1, runtime_threads=0, workers=0, threads=0)

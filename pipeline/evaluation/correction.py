@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError, DataError, some
-from pipeline.evaluation.scoring import HELD_OUT, Predictor, labelled_rows, plain_batches
+from pipeline.evaluation.batches import Predictor
+from pipeline.evaluation.scoring import HELD_OUT, labelled_rows, plain_batches
 from pipeline.metrics import log_softmax
 
 Floats = npt.NDArray[np.float64]

@@ -25,6 +25,8 @@ from pipeline.progress import Progress
 
 TIMED = 64
 """Examples whose inputs are timed, over and over."""
+TIMED_ELEMENTS = 1 << 25
+"""Logits of one timed call of a language model, 128 MiB of float32: its sequences are cut to what comes to that."""
 STARTS = 3
 """Fresh processes of each file."""
 DECIDED = 2.0
@@ -34,7 +36,10 @@ DECIDED = 2.0
 def cost(
     config: EvaluateConfig, rows: Sequence[Row], candidates: Sequence[Candidate], dataset: Dataset, progress: Progress
 ) -> dict[str, Any]:
-    """Fill in the cost of each row, and return what it was measured on. JSON values."""
+    """Fill in the cost of each row, and return what it was measured on. JSON values.
+
+    Of token sequences an example is one as long as the longest of the data, and ``timed_tokens`` of it are timed.
+    """
     of = {candidate.name: candidate for candidate in candidates}
     measured = [row for row in rows if row.name in of]
     inputs = next(plain_batches(dataset, labelled_rows(dataset, config.split)[:TIMED], batch_size=TIMED))[1]
@@ -45,6 +50,10 @@ def cost(
     where |= {"timed": config.cost, "energy": None}
     if config.cost:
         arrays = np.ascontiguousarray(inputs.numpy())
+        if dataset.discrete:
+            most = TIMED_ELEMENTS // (max(config.latency_batch) * len(dataset.classes))
+            arrays = np.ascontiguousarray(arrays[:, : max(1, most)])
+            where["timed_tokens"] = arrays.shape[1]
         with progress.bar("cost", 1 + len(measured), "models") as bar:
             # Controls that are no files are not deployed: how long they take in torch would mislead.
             timed = [c for c in candidates if c.artefacts or not c.control]

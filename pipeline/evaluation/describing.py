@@ -13,9 +13,10 @@ from pipeline.datasets import Dataset
 from pipeline.evaluation.beyond import averaged as averaged_beyond
 from pipeline.evaluation.candidates import Candidate
 from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.language import LANGUAGE, UNITS, bytes_of, figures_of, missing, paired, share_interval
 from pipeline.evaluation.measuring import TRAIN, Measured
 from pipeline.evaluation.scoring import labelled_rows
-from pipeline.evaluation.teachers import Teachers
+from pipeline.evaluation.teachers import AnyTeacher
 from pipeline.evaluation.uncertainty import averaged
 from pipeline.identity import digest
 from pipeline.metrics import Scores
@@ -26,23 +27,24 @@ def describe(
     dataset: Dataset,
     candidate: Candidate,
     found: Measured,
-    teachers: Teachers | None,
+    teachers: AnyTeacher | None,
 ) -> dict[str, Any]:
-    """Everything that was measured, as JSON values: per seed, per class, per bin, per example."""
+    """Everything that was measured, as JSON values: per seed, per class, per bin, per example.
+
+    Of language models nothing is kept per class, of which there are tens of thousands, and ``hits`` are per sequence.
+    """
     classes, trained = len(dataset.classes), candidate.run
     scores, own, scaling = found.scores[config.split], found.own, found.scaling
     top_k = config.top_k if config.top_k < classes else None
     rows = labelled_rows(dataset, config.split)
-    confusion = sum(
-        (metrics.confusion_matrix(s.predictions, s.labels, classes) for s in scores.values()),
-        np.zeros((classes, classes), np.int64),
-    )
+    size = bytes_of(dataset, rows)
     omitted = str(trained.config.get("omit_class") or "") if trained else ""
     seeds = {
         str(seed): {
             **_figures(s, config.bins, top_k),
+            **(figures_of(s, size) if dataset.discrete else {}),
             **_against(s, own),
-            **_by_class(s, classes),
+            **({} if dataset.discrete else _by_class(s, classes)),
             "validation": _figures(found.scores["validation"][seed], config.bins, top_k)
             if "validation" in found.scores
             else None,
@@ -61,7 +63,7 @@ def describe(
         "examples_digest": digest([dataset.ids[int(row)] for row in rows]),
         "data_digest": dataset.digest(),
         "cache": teachers.digest if teachers else None,
-        "class_names": list(dataset.classes),
+        "class_names": None if dataset.discrete else list(dataset.classes),
         "parameters": candidate.parameters,
         "temperature": config.temperature,
         "omitted_class": omitted or None,
@@ -69,22 +71,60 @@ def describe(
         "top_k": top_k,
         "calibration": scaling.as_dict() if scaling else None,
         "seeds": seeds,
-        "per_class_accuracy": metrics.per_class_accuracy(confusion),
-        "confusion": confusion.tolist(),
+        **(_tokens(dataset, scores, size) if dataset.discrete else _classes(scores, classes)),
         "reliability": _pooled(scores, config.bins),
         "reliability_calibrated": _pooled(scaling.scores, config.bins) if scaling and scaling.scores else None,
-        "hits": np.sum([s.correct for s in scores.values()], axis=0).astype(int).tolist(),
-        "teacher": None
-        if own is None
-        else {
-            "accuracy": own.accuracy,
-            "accuracy_interval": _interval(own.correct),
-            "wrong": int((~own.correct).sum()),
-            "per_class_accuracy": metrics.per_class_accuracy(
-                metrics.confusion_matrix(own.predictions, own.labels, classes)
-            ),
-            "omitted_class_accuracy": _class_accuracy(own, dataset, omitted),
-        },
+        "teacher": None if own is None else _teacher(own, dataset, omitted, size),
+    }
+
+
+def _classes(scores: Mapping[int, Scores], classes: int) -> dict[str, Any]:
+    """What all seeds made of each class and of each example."""
+    confusion = sum(
+        (metrics.confusion_matrix(s.predictions, s.labels, classes) for s in scores.values()),
+        np.zeros((classes, classes), np.int64),
+    )
+    return {
+        "per_class_accuracy": metrics.per_class_accuracy(confusion),
+        "confusion": confusion.tolist(),
+        "hits": _hits(scores).tolist(),
+    }
+
+
+def _tokens(dataset: Dataset, scores: Mapping[int, Scores], size: int | None) -> dict[str, Any]:
+    """What all seeds made of each sequence: how many tokens they recognised, of how many."""
+    one = next(iter(scores.values()))
+    assert one.groups is not None
+    sizes = metrics.by_group(np.ones(len(one.labels)), one.groups)
+    return {
+        "tokens": len(one.labels),
+        "bytes": size,
+        "vocabulary": len(dataset.classes),
+        "units": UNITS,
+        "hits": metrics.by_group(_hits(scores), one.groups).astype(int).tolist(),
+        "positions": sizes.astype(int).tolist(),
+        "left_out": missing(one, size),
+    }
+
+
+def _hits(scores: Mapping[int, Scores]) -> npt.NDArray[np.int64]:
+    """How many seeds recognised each row."""
+    return np.asarray(np.sum([s.correct for s in scores.values()], axis=0), dtype=np.int64)
+
+
+def _teacher(own: Scores, dataset: Dataset, omitted: str, size: int | None) -> dict[str, Any]:
+    """What the teacher itself made of the split."""
+    found = {
+        "accuracy": own.accuracy,
+        "accuracy_interval": share_interval(own.correct, own.groups),
+        "wrong": int((~own.correct).sum()),
+    }
+    if dataset.discrete:
+        return found | ({} if np.isnan(own.nll) else figures_of(own, size))
+    confusion = metrics.confusion_matrix(own.predictions, own.labels, len(dataset.classes))
+    return found | {
+        "per_class_accuracy": metrics.per_class_accuracy(confusion),
+        "omitted_class_accuracy": _class_accuracy(own, dataset, omitted),
     }
 
 
@@ -105,7 +145,14 @@ def summarise(details: Mapping[str, Any]) -> dict[str, Any]:
     top_k = f"top_{details['top_k']}_accuracy"
     validations = [s["validation"]["accuracy"] for s in seeds if s["validation"]]
     teacher = details["teacher"] or {}
+    tokens = seeds[0].get("perplexity") is not None
+    ends = [s["acceptance_between"] for s in seeds] if tokens and seeds[0]["acceptance_between"] else None
     flat = {
+        **({name: mean(name) for name in LANGUAGE} if tokens else {}),
+        "perplexity_std": round(metrics.spread([s["perplexity"] for s in seeds])[1], 4) if tokens else None,
+        "acceptance_least": round(float(np.mean(ends, axis=0)[0]), 4) if ends else None,
+        "acceptance_most": round(float(np.mean(ends, axis=0)[1]), 4) if ends else None,
+        "teacher_perplexity": round(teacher["perplexity"], 4) if "perplexity" in teacher else None,
         "accuracy": mean("accuracy"),
         "accuracy_std": round(metrics.spread([s["accuracy"] for s in seeds])[1], 4),
         "validation_accuracy": round(metrics.spread(validations)[0], 4) if validations else None,
@@ -147,10 +194,13 @@ def _on_train(seeds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _figures(scores: Scores, bins: int, top_k: int | None) -> dict[str, Any]:
-    """What one model does on one split. Intervals are 95%, of the examples; they do not cover another seed."""
+    """What one model does on one split. Intervals are 95%, of the examples; they do not cover another seed.
+
+    Of language models the examples that they are of are sequences, which are drawn whole.
+    """
     return {
         "accuracy": scores.accuracy,
-        "accuracy_interval": _interval(scores.correct),
+        "accuracy_interval": share_interval(scores.correct, scores.groups),
         **({} if top_k is None else _top_k(scores, top_k)),
         "nll": scores.nll,
         "brier": scores.brier_score,
@@ -162,8 +212,8 @@ def _figures(scores: Scores, bins: int, top_k: int | None) -> dict[str, Any]:
 
 def _top_k(scores: Scores, k: int) -> dict[str, Any]:
     """The share of examples whose true label is among the first ``k``, and its interval."""
-    share, count = scores.top_k_accuracy(k), len(scores.labels)
-    return {f"top_{k}_accuracy": share, f"top_{k}_interval": list(metrics.wilson(round(share * count), count))}
+    interval = share_interval(metrics.top_k_correct(scores.rank, k), scores.groups)
+    return {f"top_{k}_accuracy": scores.top_k_accuracy(k), f"top_{k}_interval": interval}
 
 
 def _fidelity(scores: Scores) -> dict[str, float | None]:
@@ -181,7 +231,7 @@ def _against(scores: Scores, own: Scores | None) -> dict[str, Any]:
     """
     if own is None or scores.agree is None:
         return {"mcnemar": None, "agreement_where_teacher_wrong": None}
-    test, wrong = metrics.mcnemar(scores.correct, own.correct), ~own.correct
+    test, wrong = paired(scores, own), ~own.correct
     return {
         "mcnemar": {"only_student": test.only_first, "only_teacher": test.only_second, "p_value": test.p_value},
         "agreement_where_teacher_wrong": float(scores.agree[wrong].mean()) if wrong.any() else None,
@@ -196,11 +246,6 @@ def _by_class(scores: Scores, classes: int) -> dict[str, Any]:
         "per_class_accuracy": metrics.per_class_accuracy(confusion),
         "per_class_interval": [list(metrics.wilson(right, n)) if n else None for right, n in counts],
     }
-
-
-def _interval(correct: npt.NDArray[np.bool_]) -> list[float]:
-    """The 95% interval of a share of labelled examples (Wilson)."""
-    return list(metrics.wilson(int(correct.sum()), len(correct)))
 
 
 def _pooled(scores: Mapping[int, Scores], bins: int) -> dict[str, Any]:

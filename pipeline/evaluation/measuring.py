@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
+from pipeline.evaluation.batches import Predictor
 from pipeline.evaluation.calibrating import ITSELF, UNLABELLED, Scaling, score_and_fit, score_scaled
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.scoring import HELD_OUT, Key, Predictor, labelled_rows, of_one, score_rows, teacher_scores
-from pipeline.evaluation.teachers import Teachers
+from pipeline.evaluation.scoring import HELD_OUT, Key, TeacherScores, labelled_rows, of_one, score_rows
+from pipeline.evaluation.teachers import AnyTeacher
 from pipeline.metrics import Scores
 from pipeline.runs import Run
+from pipeline.training.task import hard_labels
 
 TRAIN = "train"
 
@@ -40,7 +42,7 @@ class Measured:
 
 
 def rows_to_measure(
-    config: EvaluateConfig, trained: Run | None, dataset: Dataset, teachers: Teachers | None
+    config: EvaluateConfig, trained: Run | None, dataset: Dataset, teachers: AnyTeacher | None
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Dataset rows by split, in the order of the passes: what a temperature is fitted on comes first.
 
@@ -55,7 +57,7 @@ def rows_to_measure(
             "--cache, or leave the option out"
         )
     found: dict[str, npt.NDArray[np.int64]] = {}
-    if config.split != HELD_OUT and (np.asarray(dataset.labels)[dataset.rows(HELD_OUT)] >= 0).any():
+    if config.split != HELD_OUT and (hard_labels(dataset)[dataset.rows(HELD_OUT)] >= 0).any():
         found[HELD_OUT] = labelled_rows(dataset, HELD_OUT)
     found[config.split] = rows
     if config.fidelity_on_train and config.split != TRAIN:
@@ -72,22 +74,23 @@ def measure(
     predictors: Mapping[Key, Predictor],
     dataset: Dataset,
     rows_of: Mapping[str, npt.NDArray[np.int64]],
-    teachers: Teachers | None,
+    teachers: AnyTeacher | None,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Measured:
     """Run the models over what ``rows_to_measure`` found, each split once."""
     scores: dict[str, dict[Key, Scores]] = {}
-    own: Scores | None = None
+    heard = TeacherScores()
     scaling = Scaling({}, dict.fromkeys(predictors, ITSELF if config.split == HELD_OUT else UNLABELLED))
     for split, rows in rows_of.items():
         known = teachers is not None and split in teachers.splits
-        teacher = teachers.labels(dataset, split, config.temperature) if teachers and known else None
+        teacher = teachers.told(dataset, split, config.temperature) if teachers and known else None
         options: dict[str, Any] = {
             "teacher": teacher,
             "temperature": config.temperature,
             "batch_size": config.batch_size,
             "workers": config.workers,
             "advance": advance,
+            **({"hear": heard.hear} if split == config.split else {}),
         }
         if config.calibrate and split == HELD_OUT != config.split:
             scores[split], scaling = score_and_fit(predictors, dataset, rows, **options)
@@ -95,6 +98,4 @@ def measure(
             scores[split], scaling = score_scaled(predictors, dataset, rows, scaling, **options)
         else:
             scores[split] = score_rows(predictors, dataset, rows, **options)
-        if split == config.split and teacher:
-            own = teacher_scores(teacher, dataset, rows, config.batch_size)
-    return Measured(scores, own, scaling if config.calibrate else None)
+    return Measured(scores, heard.scores, scaling if config.calibrate else None)

@@ -20,7 +20,8 @@ from pipeline.configuration import parse_arguments
 from pipeline.corruptions import check_image
 from pipeline.datasets import Dataset, load_dataset
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.scoring import Predictor, plain_batches
+from pipeline.evaluation.batches import Predictor
+from pipeline.evaluation.scoring import plain_batches
 
 Key = TypeVar("Key", bound=Hashable)
 Rows = npt.NDArray[np.int64]

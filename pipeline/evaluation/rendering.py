@@ -21,6 +21,12 @@ def _gap(row: Row) -> str:
     return f"{100 * gap['difference']:+.2f}{around}"
 
 
+def _acceptance(row: Row) -> str:
+    if row.acceptance is None and row.acceptance_between is not None:
+        return " to ".join(f"{end:.3f}" for end in row.acceptance_between)
+    return _number(row.acceptance, "{:.3f}")
+
+
 def _p_value(row: Row) -> str:
     return "" if row.mcnemar_source is None else f"{row.mcnemar_source['p_value']:.2g}"
 
@@ -33,6 +39,10 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
 
     return [
         ("", lambda row: row.name + (" (control)" if row.control else "")),
+        ("perplexity", lambda row: _number(row.perplexity, "{:,.2f}")),
+        ("bits/byte", lambda row: _number(row.bits_per_byte, "{:.3f}")),
+        ("KL", lambda row: _number(None if row.perplexity is None else row.kl_to_teacher, "{:.3f}")),
+        ("acceptance", _acceptance),
         ("accuracy", lambda row: _number(row.accuracy, "{:.2%}")),
         ("± seeds", lambda row: _number(row.accuracy_std if (row.seeds or 0) > 1 else None, "{:.2f}", 0.01)),
         ("against baseline", _gap),

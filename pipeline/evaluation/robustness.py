@@ -17,7 +17,8 @@ from pipeline import metrics
 from pipeline.corruptions import SEVERITIES, check_image, choose, corrupt
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
-from pipeline.evaluation.scoring import Predictor, score_rows
+from pipeline.evaluation.batches import Predictor
+from pipeline.evaluation.scoring import score_rows
 from pipeline.metrics import Scores
 
 Key = TypeVar("Key", bound=Hashable)

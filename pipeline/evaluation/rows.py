@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import metrics
+from pipeline.evaluation.language import LANGUAGE, paired, share_interval
 from pipeline.evaluation.table import Row
 from pipeline.metrics import Scores
 
@@ -29,14 +30,24 @@ def fill(row: Row, details: Mapping[str, Any], scores: SeedScores, teacher: Scor
     row.top_k_accuracy = _mean([seed[f"top_{top_k}_accuracy"] for seed in seeds]) if top_k else None
     row.validation_accuracy = _mean([(seed["validation"] or {}).get("accuracy") for seed in seeds])
     row.seeds, row.accuracy_std = len(seeds), metrics.spread([seed["accuracy"] for seed in seeds])[1]
-    hits = shares(scores)
     # Of the examples, whatever the number of seeds that saw them: they are no more for it.
-    row.accuracy_interval = list(metrics.wilson(round(float(hits.sum())), len(hits)))
+    row.accuracy_interval = share_interval(shares(scores), only(scores).groups)
     scaled = [seed["calibrated"] for seed in seeds]
     if all(scaled):
         row.calibrated = {name: float(np.mean([one[name] for one in scaled])) for name in CALIBRATED}
+    if only(scores).groups is not None:
+        _language(row, seeds)
     if teacher is not None and len(scores) == 1:
-        row.mcnemar_teacher = asdict(metrics.mcnemar(only(scores).correct, teacher.correct))
+        row.mcnemar_teacher = asdict(paired(only(scores), teacher))
+
+
+def _language(row: Row, seeds: Sequence[Mapping[str, Any]]) -> None:
+    """The figures of language models, means over seeds."""
+    for name in LANGUAGE:
+        setattr(row, name, _mean([seed[name] for seed in seeds]))
+    row.perplexity_std = metrics.spread([seed["perplexity"] for seed in seeds])[1]
+    if all(seed["acceptance_between"] for seed in seeds):
+        row.acceptance_between = np.mean([seed["acceptance_between"] for seed in seeds], axis=0).tolist()
 
 
 def relate(rows: Sequence[Row], scores: Mapping[str, SeedScores], baseline: str) -> None:
@@ -56,19 +67,31 @@ def relate(rows: Sequence[Row], scores: Mapping[str, SeedScores], baseline: str)
             row.against_source = {"row": other, **against(own, scores[other])}
             row.agreement = agreement(own, scores[other])
             if len(own) == len(scores[other]) == 1:
-                test = metrics.mcnemar(only(own).correct, only(scores[other]).correct)
+                test = paired(only(own), only(scores[other]))
                 row.mcnemar_source = {"row": other, **asdict(test)}
         before = row.name
 
 
 def against(own: SeedScores, other: SeedScores) -> dict[str, Any]:
-    """The difference in accuracy, half its 95% interval over seeds and examples, and the verdict. JSON values."""
-    found = metrics.compare(
-        {seed: s.accuracy for seed, s in own.items()},
-        {seed: s.accuracy for seed, s in other.items()},
-        shares(own),
-        shares(other),
-    )
+    """The difference in accuracy, half its 95% interval over seeds and examples, and the verdict. JSON values.
+
+    Of language models the examples are sequences, and ``nll`` is the same of the mean negative log-likelihood, in nats.
+    """
+    found = _difference(own, other, "correct", 1.0)
+    return found if only(own).groups is None else {**found, "nll": _difference(own, other, "log_likelihood", -1.0)}
+
+
+def _difference(own: SeedScores, other: SeedScores, name: str, sign: float) -> dict[str, Any]:
+    """Of the mean of what scores keep of each row under ``name``, times ``sign``."""
+    groups = only(own).groups
+    ours, theirs = ({seed: sign * np.asarray(getattr(s, name), float) for seed, s in x.items()} for x in (own, other))
+    first, second = ({seed: float(values.mean()) for seed, values in x.items()} for x in (ours, theirs))
+    rows, other_rows = (np.mean(list(x.values()), axis=0) for x in (ours, theirs))
+    if groups is None:
+        found = metrics.compare(first, second, rows, other_rows)
+    else:
+        sums, other_sums, sizes = (metrics.by_group(x, groups) for x in (rows, other_rows, np.ones(len(groups))))
+        found = metrics.compare(first, second, sums, other_sums, sizes)
     half_width = None if np.isinf(found.half_width) else found.half_width
     return {"difference": found.difference, "half_width": half_width, "verdict": found.verdict}
 

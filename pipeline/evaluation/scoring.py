@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +14,30 @@ from torch import Tensor, nn
 from pipeline import metrics
 from pipeline.datasets import Dataset
 from pipeline.errors import DataError
-from pipeline.metrics import Scores
-from pipeline.models import logits_of
-from pipeline.softlabels import SoftLabels
+from pipeline.evaluation.batches import (
+    Logits,
+    Predictor,
+    Teacher,
+    TeacherLabels,
+    TorchPredictor,
+    ask,
+    batch_of,
+    batch_size_of,
+)
+from pipeline.metrics import Scores, Told
+from pipeline.metrics import scores_torch as on_device
+from pipeline.softlabels import Dense, SoftLabels
 from pipeline.sources import match
 from pipeline.store import Cache
+from pipeline.training.task import hard_labels
 from pipeline.views import Views, input_loader
 
 HELD_OUT = "validation"
 """The split that temperatures and constants are fitted on, and choices made."""
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
-Predictor = Callable[[Tensor], npt.NDArray[Any]]
-"""(B, ...) float32 inputs to (B, C) float32 logits on the host."""
-TeacherLabels = Callable[[npt.NDArray[np.int64]], SoftLabels]
-"""Dataset rows (B,) to the soft labels of their plain view."""
+Labels = npt.NDArray[np.int64]
+Heard = Callable[[SoftLabels, Labels, Labels | None], object]
 
 
 def of_one(found: Mapping[tuple[str, int], Value], name: str) -> dict[int, Value]:
@@ -35,21 +45,15 @@ def of_one(found: Mapping[tuple[str, int], Value], name: str) -> dict[int, Value
     return {seed: value for (one, seed), value in found.items() if one == name}
 
 
-def torch_predictor(model: nn.Module, device: torch.device) -> Predictor:
-    """(B, ...) float32 inputs to (B, C) float32 logits on the host, in eval mode, without gradients."""
-    model = model.to(device).eval()
-
-    def predict(inputs: Tensor) -> npt.NDArray[Any]:
-        with torch.inference_mode():
-            return np.asarray(logits_of(model(inputs.to(device))).float().cpu().numpy())
-
-    return predict
+def torch_predictor(model: nn.Module, device: torch.device) -> TorchPredictor:
+    """(B, ...) inputs to (B, C) float32 logits on the host, of tokens (B, T, V), in eval mode, without gradients."""
+    return TorchPredictor(model, device)
 
 
 def plain_batches(
     dataset: Dataset, rows: npt.NDArray[np.int64], *, batch_size: int, workers: int = 0
 ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-    """Dataset rows (B,) and their plain, prepared inputs (B, ...) float32, batch by batch in the order given."""
+    """Dataset rows (B,) and their plain, prepared inputs (B, ...), batch by batch in the order given."""
     pairs = [(int(row), 0) for row in rows]
     loader = input_loader(
         dataset, Views(), [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)], workers
@@ -63,33 +67,71 @@ def score_rows(
     dataset: Dataset,
     rows: npt.NDArray[np.int64],
     *,
-    teacher: TeacherLabels | None = None,
+    teacher: Teacher | None = None,
     temperature: float = 1.0,
     batch_size: int = 256,
     workers: int = 0,
     advance: Callable[[int], object] = lambda n: None,
-    observe: Callable[[Key, npt.NDArray[Any], npt.NDArray[Any]], object] = lambda key, logits, labels: None,
+    observe: Callable[[Key, Logits, Labels], object] = lambda key, logits, labels: None,
+    hear: Heard = lambda soft, labels, groups: None,
 ) -> dict[Key, Scores]:
     """Run every predictor over the plain view of ``rows`` (N,), reading the data once, and keep its scores.
 
-    ``observe`` is shown each batch of a predictor: its finite logits (B, C) and labels (B,), in order of the rows.
+    They are of every example, or of every scored token of every sequence. ``observe`` is shown the finite logits (p, C)
+    of each predictor and their labels (p,), in order of the rows; ``hear`` what the teacher said of them, with labels
+    and groups.
     """
     pieces: dict[Key, list[Scores]] = {key: [] for key in predictors}
-    labels = np.asarray(dataset.labels)
-    for batch, inputs in plain_batches(dataset, rows, batch_size=batch_size, workers=workers):
-        soft = teacher(batch) if teacher else None
-        for key, predict in predictors.items():
-            logits = predict(inputs)
-            pieces[key].append(metrics.score(logits, labels[batch], soft, temperature))
-            observe(key, logits, labels[batch])
-        advance(len(batch))
+    size = batch_size_of(dataset, batch_size)
+    for some, inputs in plain_batches(dataset, rows, batch_size=size, workers=workers):
+        batch = batch_of(dataset, some, inputs)
+        answers = {key: ask(predict, batch) for key, predict in predictors.items()}
+        opinion = teacher(batch) if teacher else None
+        for part in batch.parts(len(dataset.classes)):
+            labels = batch.labels[part.scored]
+            groups = None if batch.groups is None else batch.groups[part.scored]
+            told = _Prepared(opinion(part), temperature) if opinion else None
+            for key, answer in answers.items():
+                logits = answer(part)
+                pieces[key].append(scores_of(logits, labels, told, groups))
+                observe(key, logits, labels)
+            if told is not None:
+                hear(told.soft, labels, groups)
+        advance(len(some))
     return {key: metrics.concatenate(found) for key, found in pieces.items()}
 
 
+class _Prepared:
+    """Soft labels of some rows, prepared once for all models, on the device of each."""
+
+    def __init__(self, soft: SoftLabels, temperature: float) -> None:
+        self.soft = soft
+        self._temperature = temperature
+        self._on: dict[torch.device, on_device.ToldTensors] = {}
+
+    @cached_property
+    def here(self) -> Told:
+        """For arrays."""
+        return Told(self.soft, self._temperature)
+
+    def on(self, device: torch.device) -> on_device.ToldTensors:
+        """For tensors."""
+        if device not in self._on:
+            self._on[device] = on_device.ToldTensors(self.soft, self._temperature, device)
+        return self._on[device]
+
+
+def scores_of(logits: Logits, labels: Labels, told: _Prepared | None = None, groups: Labels | None = None) -> Scores:
+    """What the metrics need of rows (p, C): of examples in float64 on the host, of tokens where they were computed."""
+    if isinstance(logits, Tensor):
+        return on_device.score(logits, labels, told.on(logits.device) if told else None, groups)
+    return metrics.score(logits, labels, told.here if told else None, groups_N=groups)
+
+
 def labelled_rows(dataset: Dataset, split: str) -> npt.NDArray[np.int64]:
-    """The dataset rows of a split that have a hard label. Raises DataError when there is none."""
+    """The dataset rows of a split that have a hard label, or tokens to predict. Raises DataError when there is none."""
     rows = dataset.rows(split)
-    rows = rows[np.asarray(dataset.labels)[rows] >= 0]
+    rows = rows[hard_labels(dataset)[rows] >= 0]
     if not len(rows):
         raise DataError(f"{dataset.name} should have labelled examples in its {split} split; found none")
     return np.asarray(rows, dtype=np.int64)
@@ -108,22 +150,40 @@ def teacher_labels(cache: Cache, dataset: Dataset, split: str) -> TeacherLabels:
     return read
 
 
-def teacher_scores(teacher: TeacherLabels, dataset: Dataset, rows: npt.NDArray[np.int64], batch_size: int) -> Scores:
-    """The teacher's own predictions against the hard labels, from its soft labels."""
-    labels = np.asarray(dataset.labels)
-    pieces = []
-    for first in range(0, len(rows), batch_size):
-        batch = rows[first : first + batch_size]
-        soft = teacher(batch)
-        guesses = metrics.predicted(soft)
-        pieces.append(
-            Scores(
-                labels=labels[batch].astype(np.int64),
+class TeacherScores:
+    """What a teacher's own soft labels come to, gathered by ``hear``: its predictions against the hard labels.
+
+    Of the next tokens of sequences also how likely it found them, where it gives the probabilities of all.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[Scores | None] = []
+
+    def hear(self, soft: SoftLabels, labels: Labels, groups: Labels | None) -> None:
+        """One part of a batch, as ``score_rows`` shows it."""
+        if groups is not None and isinstance(soft, Dense):
+            logits = soft.logits
+            tensor = logits if isinstance(logits, Tensor) else torch.from_numpy(np.ascontiguousarray(logits))
+            self._pieces.append(scores_of(tensor, labels, groups=groups))
+            return
+        guesses = Told(soft).predicted
+        unknown = np.full(len(labels), np.nan)
+        self._pieces.append(
+            None
+            if guesses is None
+            else Scores(
+                labels=labels.astype(np.int64),
                 predictions=guesses,
-                confidence=np.full(len(batch), np.nan),
-                log_likelihood=np.full(len(batch), np.nan),
-                rank=np.full(len(batch), -1, dtype=np.int32),
-                brier=np.full(len(batch), np.nan),
+                confidence=unknown,
+                log_likelihood=unknown,
+                rank=np.full(len(labels), -1, dtype=np.int32),
+                brier=unknown,
+                groups=groups,
             )
         )
-    return metrics.concatenate(pieces)
+
+    @property
+    def scores(self) -> Scores | None:
+        """Of all that was heard; None of nothing, and where labels do not tell what the teacher puts first."""
+        known = [piece for piece in self._pieces if piece is not None]
+        return metrics.concatenate(known) if known and len(known) == len(self._pieces) else None

@@ -25,7 +25,11 @@ class Row:
     safetensors; ``skipped`` says why there are none. Of several seeds the figures are means. Shares are from 0 to 1;
     ``nll`` and ``kl_to_teacher`` in nats; ``agreement`` is with ``source``. ``mcnemar_*``: how many examples only this
     row recognised, how many only the other, and the exact p-value; of rows of one seed. ``against_*``: the difference
-    in accuracy with half its 95% interval. ``macs``: multiply-accumulates of one example, counted on the float model.
+    in accuracy with half its 95% interval; of language models they come with that in ``nll``, and their unit is the
+    sequence. Of these, everything is of scored tokens: ``perplexity``; ``bits_per_byte`` of their text; ``acceptance``,
+    the share of drafted tokens that the teacher accepts, ``acceptance_between`` its bounds where only these are known,
+    ``tokens_per_call`` what 4 drafted tokens come to; ``cross_entropy_to_teacher`` where only draws of the teacher are
+    known. ``macs``: multiply-accumulates of one example, counted on the float model.
     ``latency``: milliseconds per call by batch size. ``memory``: bytes that a fresh process needs at its peak beyond
     its runtime; ``load_seconds``: until its first answer; ``process`` all that is known of it. ``activations``: how
     types of int8 were chosen; ``scan``: what was tried on the way. ``seconds``: that making it took.
@@ -57,6 +61,13 @@ class Row:
     agreement: float | None = None
     teacher_agreement: float | None = None
     kl_to_teacher: float | None = None
+    perplexity: float | None = None
+    perplexity_std: float | None = None
+    bits_per_byte: float | None = None
+    acceptance: float | None = None
+    acceptance_between: list[float] | None = None
+    tokens_per_call: float | None = None
+    cross_entropy_to_teacher: float | None = None
     agreement_where_teacher_wrong: float | None = None
     corrupted_accuracy: float | None = None
     mce: float | None = None
@@ -122,7 +133,8 @@ def warn(rows: Sequence[Row]) -> None:
             if mine > SLOWER * before:
                 row.warnings.append(f"slower than {source.name} at batch {size}: {mine:.3g} ms against {before:.3g} ms")
         if row.agreement is not None and row.agreement < AGREES and not row.control:
-            row.warnings.append(f"agrees with {source.name} on {row.agreement:.1%} of the test examples only")
+            what = "examples" if row.perplexity is None else "tokens"
+            row.warnings.append(f"agrees with {source.name} on {row.agreement:.1%} of the test {what} only")
         row.warnings.sort()
 
 
@@ -140,6 +152,9 @@ def flat(rows: Sequence[Row], baseline: str) -> dict[str, Any]:
             continue
         key = row.name.replace("-", "_")
         figures[f"{key}_accuracy"] = round(row.accuracy, 4)
+        for name in ("perplexity", "bits_per_byte", "acceptance") if row.perplexity is not None else ():
+            if getattr(row, name) is not None:
+                figures[f"{key}_{name}"] = round(getattr(row, name), 4)
         if row.corrupted_accuracy is not None:
             figures[f"{key}_corrupted_accuracy"] = round(row.corrupted_accuracy, 4)
         if row.bytes is not None:

@@ -62,6 +62,7 @@ def tabulate(
         "baseline": baseline,
         "split": config.split,
         "examples": len(tested),
+        **({"tokens": int(np.asarray(dataset.lengths)[tested].sum())} if dataset.discrete else {}),
         "environment": environment,
         "rows": [asdict(row) for row in rows],
         "models": described,

@@ -1,18 +1,24 @@
-"""What was learnt from, asked about another split: the labels of one cache, or the mean of those of several."""
+"""What was learnt from, asked about another split: labels of a cache, the mean of those of several, or a live model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.configuration import parse_arguments
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
-from pipeline.evaluation.scoring import TeacherLabels, teacher_labels
-from pipeline.runs import Run
+from pipeline.evaluation.batches import Teacher, TeacherLabels, TorchPredictor, told_by_labels, told_by_model
+from pipeline.evaluation.scoring import teacher_labels
+from pipeline.identity import SPLITS
+from pipeline.models import check_model, state_digest
+from pipeline.runs import Run, load_trained, read_trained
 from pipeline.softlabels import Dense, SoftLabels
 from pipeline.sources.mixing import mixed
 from pipeline.sources.panel import APART
@@ -40,6 +46,10 @@ class Teachers:
             return self.caches[0].digest
         return [{"digest": c.digest, "weight": w} for c, w in zip(self.caches, self.weights, strict=True)]
 
+    def told(self, dataset: Dataset, split: str, temperature: float) -> Teacher:
+        """What the labels of ``split`` say of a batch. Raises what ``labels`` raises."""
+        return told_by_labels(self.labels(dataset, split, temperature), len(dataset.classes))
+
     def labels(self, dataset: Dataset, split: str, temperature: float) -> TeacherLabels:
         """From dataset rows of ``split`` to soft labels; probabilities are averaged at ``temperature``.
 
@@ -62,6 +72,47 @@ class Teachers:
             return mixed(found, self.weights, mix=self.mix, temperature=temperature).map(lambda t: t.numpy())
 
         return read
+
+
+@dataclass(frozen=True)
+class LiveTeacher:
+    """A model that runs beside those that are measured: it has an exact opinion of every split."""
+
+    name: str
+    predict: TorchPredictor
+    caches: tuple[Cache, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All of them."""
+        return SPLITS
+
+    @property
+    def digest(self) -> Any:
+        """What it is, and the digest of its weights. JSON values."""
+        return {"teacher": self.name, "state": state_digest(self.predict.model)}
+
+    def told(self, dataset: Dataset, split: str, temperature: float) -> Teacher:
+        """What it says of a batch."""
+        return told_by_model(self.predict)
+
+
+AnyTeacher: TypeAlias = Teachers | LiveTeacher
+
+
+def live_teacher(path: Path, dataset: Dataset, device: torch.device, allow: Sequence[str]) -> LiveTeacher:
+    """The model of a directory of ``fit-teacher`` or ``train``. Raises ConfigError or ModelError where it does not fit.
+
+    A specialist, which knows some of the classes alone, is refused.
+    """
+    trained = read_trained(path, allow=allow)
+    if trained.classes:
+        raise ConfigError(f"--teacher should know all classes; {path} is a specialist of {', '.join(trained.classes)}")
+    arguments = parse_arguments(trained.arguments, "the teacher's arguments")
+    model = load_trained(trained.weights, dataset, reference=trained.reference, arguments=arguments).to(device)
+    example = dataset.prepare(dataset.load(0))[None].to(device)
+    check_model(model, classes=len(dataset.classes), example_input=example, whose=f"teacher {path}")
+    return LiveTeacher(trained.reference, TorchPredictor(model, device))
 
 
 def open_teachers(address: str | None, trained: Run | None) -> Teachers | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.datasets import Dataset
 from pipeline.evaluation.scoring import plain_batches, teacher_labels
-from pipeline.evaluation.teachers import Teachers
+from pipeline.evaluation.teachers import AnyTeacher
 from pipeline.metrics import auroc, log_softmax
 from pipeline.models import Hydra
 from pipeline.softlabels import Dense
@@ -36,7 +36,7 @@ def entropy_and_information(logits_MNC: npt.NDArray[Any]) -> tuple[Floats, Float
 
 def measured(
     models: Mapping[int, nn.Module],
-    teachers: Teachers | None,
+    teachers: AnyTeacher | None,
     dataset: Dataset,
     split: str,
     rows: npt.NDArray[np.int64],
@@ -79,7 +79,7 @@ def averaged(uncertainty: Mapping[str, Any] | None) -> dict[str, float | None]:
 
 
 def _of_teachers(
-    teachers: Teachers,
+    teachers: AnyTeacher,
     dataset: Dataset,
     split: str,
     rows: npt.NDArray[np.int64],

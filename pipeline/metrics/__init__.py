@@ -7,7 +7,7 @@ in nats. Accumulation is in float64 whatever the dtype of the logits.
 from pipeline.metrics.calibration import Reliability, adaptive_reliability, reliability
 from pipeline.metrics.comparison import Comparison, compare, half_width, spread, student_t95
 from pipeline.metrics.detection import aupr, auroc, energy, fpr_at_tpr
-from pipeline.metrics.distributions import divergence, log_softmax, predicted
+from pipeline.metrics.distributions import Told, cross_entropy, divergence, log_softmax, predicted
 from pipeline.metrics.scores import (
     Scores,
     concatenate,
@@ -17,20 +17,28 @@ from pipeline.metrics.scores import (
     top_k_correct,
     true_rank,
 )
+from pipeline.metrics.sequences import by_group, clustered, sign_flips
 from pipeline.metrics.significance import McNemar, mcnemar, wilson
+from pipeline.metrics.speculation import DRAFTED, acceptance, tokens_per_call
 from pipeline.metrics.temperature import fit_temperature
 
 __all__ = [
+    "DRAFTED",
     "Comparison",
     "McNemar",
     "Reliability",
     "Scores",
+    "Told",
+    "acceptance",
     "adaptive_reliability",
     "aupr",
     "auroc",
+    "by_group",
+    "clustered",
     "compare",
     "concatenate",
     "confusion_matrix",
+    "cross_entropy",
     "divergence",
     "energy",
     "fit_temperature",
@@ -42,8 +50,10 @@ __all__ = [
     "predicted",
     "reliability",
     "score",
+    "sign_flips",
     "spread",
     "student_t95",
+    "tokens_per_call",
     "top_k_correct",
     "true_rank",
     "wilson",

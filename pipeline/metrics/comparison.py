@@ -47,6 +47,21 @@ def half_width(values: Sequence[float]) -> float:
     return student_t95(len(values) - 1) * spread(values)[1] / math.sqrt(len(values))
 
 
+def half_width_of_ratio(sums_G: Floats, sizes_G: Floats) -> float:
+    """Half the 95% interval of ``sum(sums) / sum(sizes)`` over G independent sequences; NaN of a single one.
+
+    With ``r_g = sums_g - ratio sizes_g`` and N the sum of sizes: ``t(G - 1) sqrt(G / (G - 1) sum r_g^2) / N``, the
+    variance of a ratio (Cochran 1977, section 2.11), which is the cluster-robust one of a mean (Liang and Zeger 1986).
+    """
+    count = len(sums_G)
+    if count < 2:
+        return float("nan")
+    total = float(np.sum(sizes_G))
+    residuals = np.asarray(sums_G, dtype=np.float64) - float(np.sum(sums_G)) / total * np.asarray(sizes_G)
+    spread = math.sqrt(count / (count - 1) * float(np.square(residuals).sum())) / total
+    return student_t95(count - 1) * spread
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How much higher the first of two results is, and how far chance alone reaches (95%).
@@ -80,11 +95,13 @@ def compare(
     second: dict[int, float],
     first_hits_N: Floats | None = None,
     second_hits_N: Floats | None = None,
+    sizes_N: Floats | None = None,
 ) -> Comparison:
     """Compare two results that share seeds and test examples.
 
     ``first`` and ``second`` map a seed to its accuracy; seeds that both have are paired. ``*_hits_N`` are the shares
-    of seeds that recognised each test example, in the same order of examples.
+    of seeds that recognised each test example, in the same order of examples. Where examples are sequences of
+    ``sizes_N`` tokens, they are sums over the tokens, and the sequences are what is drawn at random.
 
     >>> c = compare({0: 0.90, 1: 0.92, 2: 0.91}, {0: 0.80, 1: 0.82, 2: 0.80})
     >>> round(c.difference, 3), round(c.half_width, 3), c.verdict
@@ -101,6 +118,8 @@ def compare(
     by_examples = float("nan")
     if first_hits_N is not None and second_hits_N is not None and len(first_hits_N) == len(second_hits_N) > 1:
         gaps = np.asarray(first_hits_N, dtype=np.float64) - np.asarray(second_hits_N, dtype=np.float64)
+        if sizes_N is not None:
+            return Comparison(difference, by_seeds, half_width_of_ratio(gaps, sizes_N), len(shared))
         # Half a count in each cell of the paired table (Agresti and Min 2005): no disagreement is not no doubt.
         n = len(gaps) + 2
         by_examples = 1.96 * math.sqrt(max(0.0, (float((gaps**2).sum()) + 1) / n - float(gaps.sum() / n) ** 2) / n)

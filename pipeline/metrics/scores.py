@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
-from pipeline.metrics.distributions import Floats, Ints, divergence, log_softmax, predicted
-from pipeline.softlabels import SoftLabels
+from pipeline.metrics.distributions import Floats, Ints, Told, cross_entropy, divergence_of, log_softmax
+from pipeline.metrics.speculation import acceptance_of
+from pipeline.softlabels import Sampled, SoftLabels
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Scores:
 
     ``log_likelihood`` of the true label, its ``rank`` (1 = first, see ``true_rank``) and the ``brier`` score: NaN, -1
     and NaN without a label, or where only the prediction is known. ``agree`` and ``kl`` against the teacher, None when
-    there is no teacher to compare with.
+    there is no teacher to compare with, or where what is known of it does not tell. Of the next tokens of sequences
+    also ``accepted_least`` and ``accepted_most`` (``speculation.acceptance``), ``cross_entropy`` with draws of the
+    teacher, and ``groups``: a number for the sequence that each is of. Those of one sequence are not independent.
     """
 
     labels: npt.NDArray[np.int64]
@@ -31,6 +34,10 @@ class Scores:
     brier: npt.NDArray[np.float64]
     agree: npt.NDArray[np.bool_] | None = None
     kl: npt.NDArray[np.float64] | None = None
+    accepted_least: npt.NDArray[np.float64] | None = None
+    accepted_most: npt.NDArray[np.float64] | None = None
+    cross_entropy: npt.NDArray[np.float64] | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
@@ -60,8 +67,17 @@ class Scores:
         return float(top_k_correct(self.rank[known], k).mean()) if known.any() else float("nan")
 
 
-def score(logits_NC: Floats, labels_N: Ints, soft: SoftLabels | None = None, temperature: float = 1.0) -> Scores:
-    """Reduce logits to what the metrics need. Raises DataError when the logits are not finite."""
+def score(
+    logits_NC: Floats,
+    labels_N: Ints,
+    soft: SoftLabels | Told | None = None,
+    temperature: float = 1.0,
+    groups_N: Ints | None = None,
+) -> Scores:
+    """Reduce logits to what the metrics need. Raises DataError when the logits are not finite.
+
+    ``groups_N``: of next tokens, the sequence that each is of; what a teacher accepts is of these alone.
+    """
     if not np.isfinite(logits_NC).all():
         bad = int((~np.isfinite(logits_NC)).any(axis=1).sum())
         raise DataError(f"logits should be finite; {bad} of {len(logits_NC)} rows hold NaN or infinities")
@@ -73,6 +89,8 @@ def score(logits_NC: Floats, labels_N: Ints, soft: SoftLabels | None = None, tem
     at_label = np.maximum(labels, 0)[:, None]
     likelihood = np.take_along_axis(logprobs, at_label, axis=1)[:, 0]
     gaps = np.exp(logprobs)
+    told = soft if soft is None or isinstance(soft, Told) else Told(soft, temperature)
+    compared = {} if told is None else _against(logits_NC, logprobs, gaps, predictions, told, groups_N is not None)
     np.put_along_axis(gaps, at_label, np.take_along_axis(gaps, at_label, axis=1) - 1, axis=1)
     return Scores(
         labels=labels,
@@ -81,9 +99,29 @@ def score(logits_NC: Floats, labels_N: Ints, soft: SoftLabels | None = None, tem
         log_likelihood=np.where(labels >= 0, likelihood, np.nan),
         rank=rank,
         brier=np.where(labels >= 0, np.square(gaps).sum(axis=1), np.nan),
-        agree=None if soft is None else predictions == predicted(soft),
-        kl=None if soft is None else divergence(logits_NC, soft, temperature),
+        groups=None if groups_N is None else np.asarray(groups_N, dtype=np.int64),
+        **compared,
     )
+
+
+def _against(
+    logits: Floats,
+    logprobs: npt.NDArray[np.float64],
+    masses: npt.NDArray[np.float64],
+    predictions: Ints,
+    told: Told,
+    tokens: bool,
+) -> dict[str, Any]:
+    """What there is to say of a student beside its teacher; ``masses``: its probabilities at T = 1."""
+    log_q = logprobs if told.temperature == 1 else log_softmax(logits, told.temperature)
+    found: dict[str, Any] = {"agree": None if told.predicted is None else predictions == told.predicted}
+    found["kl"] = divergence_of(log_q, told)
+    if tokens and isinstance(told.soft, Sampled):
+        found["cross_entropy"] = cross_entropy(log_q, told.soft, told.temperature)
+    elif tokens:
+        q = masses if told.temperature == 1 else np.exp(log_q)
+        found["accepted_least"], found["accepted_most"] = acceptance_of(q, told) or (None, None)
+    return found
 
 
 def true_rank(logits_NC: Floats, labels_N: Ints) -> npt.NDArray[np.int32]:

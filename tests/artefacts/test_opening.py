@@ -129,6 +129,9 @@ def test_other_signatures_are_named(tmp_path: Path) -> None:
     x, y = value("x", F32, ["n", 4]), value("y", F32, ["n", 4])
     add = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "z"], ["y"])], "g", [x, value("z", F32, [1])], [y])
     cast = onnx.helper.make_graph(
+        [onnx.helper.make_node("Cast", ["x"], ["y"], to=F32)], "g", [value("x", I64, ["n", 4, 4])], [y]
+    )
+    tokens = onnx.helper.make_graph(
         [onnx.helper.make_node("Cast", ["x"], ["y"], to=F32)], "g", [value("x", I64, ["n", 4])], [y]
     )
     only = onnx.helper.make_graph(
@@ -136,7 +139,8 @@ def test_other_signatures_are_named(tmp_path: Path) -> None:
     )
     for name, graph, said in (
         ("add", add, r"one input; it takes 2 \(x, z\)"),
-        ("cast", cast, "batches of floats; its input x is INT64"),
+        ("cast", cast, r"batches of floats, or of tokens \(batch, length\); its input x is INT64"),
+        ("tokens", tokens, r"an output of shape \(batch, length, vocabulary\); it has y \(None, 4\)"),
         ("only", only, r"shape \(batch, classes\); it has s \(\)"),
     ):
         with pytest.raises(ModelError, match=said):

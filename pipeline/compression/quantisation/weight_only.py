@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.artefacts.onnx_file import quiet
 from pipeline.compression.quantisation.files import finish, load_proto, load_quantiser, quantising
 from pipeline.errors import ConfigError, ModelError
 
@@ -60,6 +61,7 @@ def quantise_weights(
     load_quantiser()
     with quantising(source, f"int{bits} weights"):
         proto = load_proto(source)
+        narrow_embedding(proto)
         if bits == 4 or block is not None:
             proto, narrowed = _blocks(proto, source, bits, block or 32, symmetric, accuracy_level)
         else:
@@ -84,7 +86,8 @@ def _blocks(proto: Any, source: Path, bits: int, block: int, symmetric: bool, le
     quantiser = library.MatMulNBitsQuantizer(
         proto, bits=bits, block_size=block, is_symmetric=symmetric, accuracy_level=level
     )
-    quantiser.process()
+    with quiet():
+        quantiser.process()
     made = quantiser.model.model
     stored = {tensor.name: tensor for tensor in made.graph.initializer}
     for node in made.graph.node:
@@ -94,6 +97,54 @@ def _blocks(proto: Any, source: Path, bits: int, block: int, symmetric: bool, le
             left.append(f"a convolution {tuple(stored[node.input[1]].dims)}")
     after = sum(node.op_type == "MatMul" for node in made.graph.node)
     return made, Narrowed(before - after, tuple(left))
+
+
+def narrow_embedding(proto: Any) -> None:
+    """Store the matrices (V, D) that a graph's tokens pick rows of as int8 with a scale per row, in place.
+
+    The rows picked are widened at every call: unlike other weights these are never in memory as float. A matrix that
+    is the head's as well stays for that, and is narrowed there in its own way.
+    """
+    onnx = importlib.import_module("onnx")
+    graph = proto.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    tokens = {value.name for value in graph.input} - stored.keys()
+    nodes: list[Any] = []
+    for node in graph.node:
+        name = node.input[0] if node.op_type == "Gather" else ""
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        known = stored.get(name)
+        if known is None or node.input[1] not in tokens or axis or len(known.dims) != 2:
+            nodes.append(node)
+            continue
+        value = onnx.numpy_helper.to_array(known)
+        if known.data_type != onnx.TensorProto.FLOAT or not np.isfinite(value).all():
+            nodes.append(node)
+            continue
+        whole, scale = int8_by(value, axis=0)
+        made, result = (f"{name}_rows", f"{name}_rows_scale"), node.output[0]
+        if made[0] not in stored:
+            for array, called in zip((whole, scale), made, strict=True):
+                graph.initializer.append(onnx.numpy_helper.from_array(array, called))
+                stored[called] = graph.initializer[-1]
+        picked = [f"{result}_int8", f"{result}_scale", f"{result}_float"]
+        nodes += [
+            onnx.helper.make_node("Gather", [made[0], node.input[1]], [picked[0]], axis=0),
+            onnx.helper.make_node("Gather", [made[1], node.input[1]], [picked[1]], axis=0),
+            onnx.helper.make_node("Cast", [picked[0]], [picked[2]], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Mul", [picked[2], picked[1]], [result]),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unused(graph)
+
+
+def int8_by(value: Any, axis: int) -> tuple[Any, Any]:
+    """A float array as int8, and the float32 scales along ``axis`` that make it that again."""
+    kept = tuple(i for i in range(value.ndim) if i != axis)
+    scale = np.abs(value).max(axis=kept, keepdims=True).astype(np.float32) / np.float32(127)
+    scale[scale == 0] = 1
+    return np.clip(np.rint(value / scale), -127, 127).astype(np.int8), scale
 
 
 def _share_of_products(graph: Any) -> float:
@@ -190,10 +241,7 @@ def _channels(proto: Any, source: Path) -> Narrowed:
     left = as_matmul(proto)
 
     def narrow(name: str, value: Any, axis: int) -> tuple[list[Any], list[Any]]:
-        kept = tuple(i for i in range(value.ndim) if i != axis)
-        scale = np.abs(value).max(axis=kept, keepdims=True).astype(np.float32) / np.float32(127)
-        scale[scale == 0] = 1
-        whole = np.clip(np.rint(value / scale), -127, 127).astype(np.int8)
+        whole, scale = int8_by(value, axis)
         tensors = [arrays.from_array(whole, f"{name}_int8"), arrays.from_array(scale, f"{name}_scale")]
         cast = helper.make_node("Cast", [f"{name}_int8"], [f"{name}_cast"], to=onnx.TensorProto.FLOAT)
         return tensors, [cast, helper.make_node("Mul", [f"{name}_cast", f"{name}_scale"], [f"{name}_wide"])]
