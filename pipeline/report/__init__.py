@@ -108,6 +108,7 @@ def run(config: ReportConfig, progress: Progress | None = None) -> ReportReport:
 
 def _draw(config: ReportConfig, progress: Progress) -> ReportReport:
     from pipeline.report.facts import heading
+    from pipeline.report.one_by_one import together
     from pipeline.report.page import draw, render  # it imports both packages
     from pipeline.report.record import NAME, record_of
     from pipeline.report.series import all_series
@@ -125,6 +126,7 @@ def _draw(config: ReportConfig, progress: Progress) -> ReportReport:
         claims=config.claims,
         models=config.models,
     )
+    findings = together(findings)
     drawings = draw(findings, progress)
     title = config.title or heading(findings)
     page = render(findings, drawings, title, _command(config)).encode()

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.artefacts import TEACHER, Row, baseline_of, named, smallest, smallest_as_good
+from pipeline.report.artefacts import TEACHER, Row, baseline_of, gap_of, named, smallest, smallest_as_good
+from pipeline.report.language import teacher_of
 from pipeline.report.reading import Findings
 from pipeline.report.search_gains import budgets, tried
 from pipeline.report.series import milliseconds
-from pipeline.report.sizes import change, joined, kilobytes, percent, points, ratio, reach_of, verdict
+from pipeline.report.sizes import joined, kilobytes, percent, points, ratio
+from pipeline.report.yardstick import Yardstick, yardstick
 
 Table = Mapping[str, Any]
+SMALLER = 0.95
+"""Times the size of the baseline: no more is a smaller file."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class View:
     brief: bool = False
     corrupted: bool = False
 
+    @property
+    def by(self) -> Yardstick:
+        """What its rows are judged by."""
+        return yardstick(self.table)
+
 
 @dataclass(frozen=True)
 class Told:
@@ -40,13 +49,17 @@ class Told:
 
 
 def views(findings: Findings) -> list[View]:
-    """The tables to speak of: that of compression, and models, in brief where anything else leads."""
+    """The tables to speak of: that of compression, and models, in brief where anything else leads; of language models
+    their table leads, which is where students of several methods stand.
+    """
     found = []
     if findings.compressed:
         tried = any(row.get("corrupted_accuracy") is not None for row in findings.models.get("rows", []))
         found.append(View(findings.compressed, "the student before compression", corrupted=tried))
     if findings.models:
         baseline = f"the baseline ({baseline_of(findings.models)})"
+        if findings.tokens:
+            return [View(findings.models, baseline, models=True), *found]
         found.append(View(findings.models, baseline, models=True, brief=bool(found or findings.cells)))
     return found
 
@@ -56,6 +69,8 @@ def told(view: View, *, alone: bool) -> Told:
     row = smallest(view.table)
     if view.brief:
         return Told(gained=tuple(_compared(view)))
+    if view.models and view.by.lower:
+        return _predicting(view, alone=alone)
     return Told(
         gained=tuple([*_compared(view), *_smallest(view, row), *tried(view.table)]),
         cost=tuple([*_lost(view, row), *_corrupted(view, row), *budgets(view.table)]),
@@ -67,15 +82,66 @@ def told(view: View, *, alone: bool) -> Told:
 
 def _compared(view: View) -> list[str]:
     """Of models: how many, and which did best."""
-    rows = [row for row in view.table.get("rows", []) if row.get("accuracy") is not None]
+    by = view.by
+    rows = [row for row in view.table.get("rows", []) if row.get(by.key) is not None]
     if not view.models or len(rows) < 2:
         return []
-    best = max(rows, key=lambda row: (row["accuracy"], -(row.get("bytes") or 0)))
-    alike = sum(row["accuracy"] == best["accuracy"] for row in rows) - 1
-    text = (
-        f"Of {len(rows)} models on the same examples {best['name']} is the most accurate ({percent(best['accuracy'])})"
+    best = max(rows, key=lambda row: (by.sign * row[by.key], -(row.get("bytes") or 0)))
+    alike = sum(row[by.key] == best[by.key] for row in rows) - 1
+    figure = by.phrase(best[by.key]).removesuffix(" right")
+    text = f"Of {len(rows)} models on the same {by.unit} {best['name']} is {by.superlative} ({figure})"
+    found = [f"{text}; {alike} more are as {'good' if by.lower else 'accurate'}." if alike else f"{text}."]
+    return [*found, *_drafting(rows)] if by.lower else found
+
+
+def _drafting(rows: list[Row]) -> list[str]:
+    """Of language models: which of them drafts best for the teacher."""
+    known = [row for row in rows if row.get("acceptance") is not None and row.get("tokens_per_call") is not None]
+    if not known:
+        return []
+    best = max(known, key=lambda row: float(row["acceptance"]))
+    return [
+        f"The teacher would accept {percent(best['acceptance'])} of the tokens that {best['name']} drafts, the most: "
+        f"{best['tokens_per_call']:.2f} tokens for each of its calls, with 4 drafted."
+    ]
+
+
+def _predicting(view: View, *, alone: bool) -> Told:
+    """Of a table of language models: the best against the baseline and the teacher, and the smallest where it is one.
+
+    Students of different methods are of one size: the smallest file says nothing of them.
+    """
+    by, rows = view.by, [row for row in view.table.get("rows", []) if row.get(view.by.key) is not None]
+    best = min(rows, key=lambda row: float(row[by.key]))
+    base, last = named(view.table, baseline_of(view.table)) or {}, smallest(view.table)
+    small = [] if last is None or last["bytes"] > SMALLER * (base.get("bytes") or 0) else _smallest(view, last)
+    gap, teacher = gap_of(best, "against_baseline"), teacher_of(view.table)
+    cost = (
+        f"Against the teacher (perplexity {by.text(teacher['perplexity'])}) {best['name']} has "
+        f"{best[by.key] / teacher['perplexity']:.2f} times the perplexity."
+        if teacher
+        else ""
     )
-    return [f"{text}; {alike} more are as accurate." if alike else f"{text}."]
+    seeds = int(best.get("seeds") or 1)
+    over = f"{seeds} seeds and the test sequences" if seeds > 1 else "the test sequences of one training"
+    said = f"{best['name']} against {view.baseline}: {by.verdict(gap)}, over {over}." if gap else ""
+    return Told(
+        gained=tuple([*_compared(view), *small]),
+        cost=tuple(filter(None, [cost])),
+        significance=tuple(filter(None, [f"{said[:1].upper()}{said[1:]}"])),
+        warnings=tuple(_warnings(view.table)),
+        missing=tuple([*(_unknown(rows, bool(teacher)) if alone else []), *view.table.get("notes", ())]),
+    )
+
+
+def _unknown(rows: list[Row], asked: bool) -> list[str]:
+    """What a table of language models leaves open; ``asked``: the teacher was."""
+    found = [] if asked else ["How good the teacher is: it was not asked. softlabels evaluate --teacher names it."]
+    if all(int(row.get("seeds") or 1) < 2 for row in rows):
+        found.append("How much another training would vary: every row is of a single seed.")
+    if all(milliseconds(row) is None for row in rows):
+        found.append("How fast it is: nothing was timed.")
+    return found
 
 
 def _smallest(view: View, row: Row | None) -> list[str]:
@@ -93,8 +159,8 @@ def _smallest(view: View, row: Row | None) -> list[str]:
     good = smallest_as_good(view.table)
     if good is not None and good["name"] != row["name"]:
         found.append(
-            f"The smallest that these test examples do not show to be worse than {view.baseline} is {good['name']}: "
-            f"{kilobytes(good['bytes'])}, {percent(good['accuracy'])} right."
+            f"The smallest that these test {view.by.unit} do not show to be worse than {view.baseline} is "
+            f"{good['name']}: {kilobytes(good['bytes'])}, {view.by.phrase(good[view.by.key])}."
         )
     return found
 
@@ -113,7 +179,7 @@ def _speed(row: Row, other: Row) -> str:
 
 def _against(view: View, row: Row, called: str) -> list[tuple[Row, str]]:
     """What the row was held against, where it was."""
-    gaps = ((row.get("against_teacher"), "the teacher"), (row.get("against_baseline"), called))
+    gaps = ((gap_of(row, "against_teacher"), "the teacher"), (gap_of(row, "against_baseline"), called))
     return [(gap, other) for gap, other in gaps if gap]
 
 
@@ -121,11 +187,13 @@ def _lost(view: View, row: Row | None) -> list[str]:
     if row is None:
         return []
     called = view.baseline if view.models else "the student it was made from"
-    seeds = int(row.get("seeds") or 1)
-    over = f" (mean over {seeds} seeds, s = {points(row.get('accuracy_std') or 0.0)})" if seeds > 1 else ""
+    by, seeds = view.by, int(row.get("seeds") or 1)
+    spread = row.get(f"{by.key}_std") or 0.0
+    over = f" (mean over {seeds} seeds, s = {f'{spread:.2f}' if by.lower else points(spread)})" if seeds > 1 else ""
+    what = "the negative log-likelihood" if by.lower else "accuracy"
     return [
-        f"Against {other} the smallest file changes accuracy by {change(gap['difference'], reach_of(gap))}, to "
-        f"{percent(row['accuracy'])}{over}."
+        f"Against {other} the smallest file changes {what} by {by.change(gap)}, to "
+        f"{by.phrase(row[by.key]).removesuffix(' right')}{over}."
         for gap, other in _against(view, row, called)
     ]
 
@@ -147,9 +215,10 @@ def _significance(view: View, row: Row | None) -> list[str]:
         return []
     found = []
     seeds = int(row.get("seeds") or 1)
-    over = f"over {seeds} seeds" if seeds > 1 else "over the test examples of one training"
+    unit = "sequences" if view.by.lower else "examples"
+    over = f"over {seeds} seeds" if seeds > 1 else f"over the test {unit} of one training"
     for gap, other in _against(view, row, view.baseline if view.models else "the student"):
-        said = verdict(gap["verdict"], gap["difference"], reach_of(gap))
+        said = view.by.verdict(gap)
         p_value = (row.get("mcnemar_teacher") or {}).get("p_value") if other == "the teacher" else None
         test = "" if p_value is None else f"; McNemar's p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
         found.append(f"Smallest file against {other}: {said}, {over}{test}.")
@@ -195,7 +264,7 @@ def _missing(view: View, row: Row | None) -> list[str]:
     found = []
     if row is None:
         found.append("How small and fast it gets: no compressed file was measured.")
-    if named(table, TEACHER) is None:
+    if named(table, TEACHER) is None and not view.by.lower:
         found.append("How large and fast the teacher is: it has no row here.")
     if named(table, baseline_of(table)) is None:
         found.append("What it was made from: the model before compression has no row here.")
@@ -205,6 +274,6 @@ def _missing(view: View, row: Row | None) -> list[str]:
         found.append("What a choice by validation would be: nothing was measured on it.")
     if all(milliseconds(one) is None for one in rows):
         found.append("How fast it is: nothing was timed.")
-    if not view.corrupted and all(one.get("corrupted_accuracy") is None for one in rows):
+    if not view.by.lower and not view.corrupted and all(one.get("corrupted_accuracy") is None for one in rows):
         found.append("What happens with corrupted images: none were tried.")
     return found

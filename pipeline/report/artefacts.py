@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,20 @@ from pipeline import metrics
 
 Row = Mapping[str, Any]
 BASELINE, TEACHER = "baseline", "teacher"
+
+
+def is_language(rows: Sequence[Row]) -> bool:
+    """Whether rows are of language models."""
+    return any(row.get("perplexity") is not None for row in rows)
+
+
+def gap_of(row: Row, key: str) -> Row | None:
+    """The difference that a row is judged by: in accuracy, of language models in negative log-likelihood.
+
+    None where there is none; where only the accuracy of a language model was held against another's, too.
+    """
+    gap = row.get(key) or None
+    return (gap or {}).get("nll") if is_language([row]) else gap
 
 
 def baseline_of(table: Mapping[str, Any]) -> str:
@@ -39,8 +53,9 @@ def smallest(table: Mapping[str, Any]) -> Row | None:
 def smallest_as_good(table: Mapping[str, Any]) -> Row | None:
     """The smallest file that is not shown to be worse than the baseline; None where no interval is known."""
     for row in deployable(table):
-        gap = row.get("against_baseline") or {}
-        if gap.get("half_width") is not None and gap.get("verdict") != "lower":
+        gap = gap_of(row, "against_baseline") or {}
+        worse = "higher" if is_language([row]) else "lower"
+        if gap.get("half_width") is not None and gap.get("verdict") != worse:
             return row
     return None
 
@@ -60,10 +75,11 @@ def named(compressed: Mapping[str, Any], name: str) -> Row | None:
 def against_teacher(row: Row, examples: int | None) -> Row | None:
     """A row against the teacher on the same ``examples``: difference, half width, verdict; None where not tested.
 
-    McNemar's table holds all that a paired interval needs: how many examples only one of the two recognised.
+    McNemar's table holds all that a paired interval needs: how many examples only one of the two recognised. Not of
+    language models, whose tokens are no examples of their own.
     """
     test = row.get("mcnemar_teacher") or {}
-    if row.get("against_teacher") or not examples or "only_first" not in test:
+    if row.get("against_teacher") or not examples or "only_first" not in test or is_language([row]):
         return row.get("against_teacher")
     first, second = int(test["only_first"]), int(test["only_second"])
     gaps = np.zeros(examples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -40,56 +41,93 @@ MOST = 14
 
 
 def pareto(compressed: Mapping[str, Any], name: str = "pareto") -> Drawing | None:
-    """Accuracy against bytes and against milliseconds, each with its Pareto front."""
+    """Accuracy, or bits per byte, against bytes and against milliseconds, each with its Pareto front."""
     rows = timed_rows(compressed)
     if not rows:
         return None
+    height = _height(rows)
     sizes = sorted(rows[0]["latency"], key=int)
     panels = [("size of the file, kB", [r["bytes"] / 1e3 for r in rows])]
     panels += [
         (f"latency at batch {size}, ms (median)", [r["latency"][size]["p50"] for r in rows]) for size in sizes[:2]
     ]
-    told = _told(compressed, rows, [costs for _, costs in panels])
+    told = _told(compressed, rows, height, [costs for _, costs in panels])
     with style():
         figure = new_figure(10.6, 4.0)
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (label, costs) in zip(grid, panels, strict=True):
-            _pareto_panel(axes, rows, costs, told)
+            _pareto_panel(axes, rows, height, costs, told)
             axes.set_xlabel(label)
-        grid[0].set_ylabel("test accuracy, %")
+        grid[0].set_ylabel(height.label)
         legend_below(figure, grid[0])
-        return finish(name, figure, "Test accuracy against file size and latency, with the Pareto front.")
+        what = f"{height.title} against file size and latency, with the Pareto front."
+        return finish(name, figure, what)
 
 
-def _told(compressed: Mapping[str, Any], rows: Sequence[Row], costs: Sequence[Sequence[float]]) -> list[int]:
+@dataclass(frozen=True)
+class Height:
+    """What stands upwards: the ``key`` of a row, times ``scale``; ``lower``: less is better."""
+
+    key: str
+    title: str
+    label: str
+    scale: float = 1.0
+    lower: bool = False
+
+    def of(self, row: Row) -> float:
+        """As it is drawn."""
+        return self.scale * float(row[self.key])
+
+
+_HEIGHTS = (
+    Height("bits_per_byte", "Bits per byte", "bits per byte", lower=True),
+    Height("perplexity", "Perplexity", "perplexity", lower=True),
+    Height("accuracy", "Test accuracy", "test accuracy, %", 100.0),
+)
+
+
+def _height(rows: Sequence[Row]) -> Height:
+    """The first that all rows have; all have an accuracy."""
+    return next(height for height in _HEIGHTS if all(row.get(height.key) is not None for row in rows))
+
+
+def _told(
+    compressed: Mapping[str, Any], rows: Sequence[Row], height: Height, costs: Sequence[Sequence[float]]
+) -> list[int]:
     """Indices of the rows that are told apart."""
     if len(rows) <= MOST:
         return list(range(len(rows)))
     landmarks = (TEACHER, baseline_of(compressed))
     found = {i for i, row in enumerate(rows) if row["name"] in landmarks}
     for cost in costs:
-        found |= set(pareto_front([(c, float(row["accuracy"])) for c, row in zip(cost, rows, strict=True)]))
+        sign = -1 if height.lower else 1
+        found |= set(pareto_front([(c, sign * height.of(row)) for c, row in zip(cost, rows, strict=True)]))
     return sorted(found)
 
 
-def _pareto_panel(axes: Axes, rows: Sequence[Row], costs: Sequence[float], told: Sequence[int]) -> None:
-    points = [(cost, 100 * float(row["accuracy"])) for cost, row in zip(costs, rows, strict=True)]
-    draw_front(axes, points)
+def _pareto_panel(axes: Axes, rows: Sequence[Row], height: Height, costs: Sequence[float], told: Sequence[int]) -> None:
+    points = [(cost, height.of(row)) for cost, row in zip(costs, rows, strict=True)]
+    draw_front(axes, points, lower=height.lower)
     others = [points[i] for i in range(len(rows)) if i not in told]
     if others:
         axes.plot(*zip(*others, strict=True), "o", ms=5, mfc="white", mec=MUTED, mew=1.1, zorder=2, label="others")
     for number, i in enumerate(told):
         mark(axes, number, *points[i], label=rows[i]["name"], hollow=bool(rows[i].get("control")))
     logarithmic(axes, costs)
-    accuracies = [accuracy for _, accuracy in points]
-    room = max(0.4, 0.15 * (max(accuracies) - min(accuracies)))
-    axes.set_ylim(min(accuracies) - room, min(max(accuracies) + room, 100.6))
+    heights = [y for _, y in points]
+    gap = max(heights) - min(heights)
+    if height.lower:
+        room = max(0.02 * max(heights), 0.15 * gap)
+        axes.set_ylim(max(0.0, min(heights) - room), max(heights) + room)
+    else:
+        room = max(0.4, 0.15 * gap)
+        axes.set_ylim(min(heights) - room, min(max(heights) + room, 100.6))
     clean(axes)
 
 
-def draw_front(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """The shaded line of what nothing cheaper beats, through (cost, accuracy)."""
-    front = pareto_front(points)
+def draw_front(axes: Axes, points: Sequence[tuple[float, float]], *, lower: bool = False) -> None:
+    """The shaded line of what nothing cheaper beats, through (cost, accuracy); ``lower``: where less is better."""
+    front = pareto_front([(cost, -y if lower else y) for cost, y in points])
     most = 10 * max(cost for cost, _ in points)
     axes.step([points[i][0] for i in front] + [most], [points[i][1] for i in front] + [points[front[-1]][1]],
               where="post", color=FAINT, lw=7, alpha=0.4, solid_capstyle="round", zorder=1, label="_front")  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.report.artefacts import is_language
 from pipeline.report.tables import Entry, Head, Table, table
 from pipeline.report.words import NONE, signed
 
@@ -25,7 +26,8 @@ class Column:
     The title may use what ``*`` stood for as ``{}``. A value is printed times ``scale`` with ``digits``; ``interval``
     and ``aside`` are keys of what is said beside it: a pair of bounds, or another number. ``difference`` columns hold
     ``difference`` and ``half_width``, and are printed with their sign; ``exact`` ones are counts, without chance;
-    ``main`` ones lead where there are many.
+    ``main`` ones lead where there are many. ``spread``: the key of a standard deviation over seeds; ``between``: that
+    of two bounds, of rows where no more is known than these; ``told``: another key, and how its number stands below.
     """
 
     key: str
@@ -39,6 +41,9 @@ class Column:
     difference: bool = False
     exact: bool = False
     main: bool = False
+    spread: str = ""
+    between: str = ""
+    told: tuple[str, str] = ("", "")
 
     @property
     def head(self) -> str:
@@ -47,12 +52,21 @@ class Column:
 
     def value(self, row: Row) -> float | None:
         """The number of a row; None where there is none."""
-        return _number(_at(row, f"{self.key}.difference" if self.difference else self.key))
+        return number_of(at(row, f"{self.key}.difference" if self.difference else self.key))
+
+    def bounds(self, row: Row) -> tuple[float, float] | None:
+        """What the number of a row lies between, where it is not known itself."""
+        found = at(row, self.between) if self.between else None
+        return (float(found[0]), float(found[1])) if isinstance(found, Sequence) and len(found) == 2 else None
+
+    def known(self, row: Row) -> bool:
+        """Whether a row has the number, or its bounds."""
+        return self.value(row) is not None or self.bounds(row) is not None
 
     def text(self, value: float) -> str:
         """A value as it is printed."""
         if self.difference:
-            return signed(self.scale * value)
+            return signed(self.scale * value, self.digits)
         text = f"{value * self.scale:,.{self.digits}f}"
         if self.unit == "p" and value > 0 and not float(text):
             return f"< {10**-self.digits:g}"
@@ -62,25 +76,34 @@ class Column:
         """The cell of a row."""
         value = self.value(row)
         if value is None:
-            return Entry(NONE)
+            ends = self.bounds(row)
+            return Entry(f"{self.text(ends[0])}{NONE}{self.text(ends[1])}", ends[0]) if ends else Entry(NONE)
         strong = best is not None and value == best and not row.get("control")
         minor = ""
-        if self.difference and (reach := _number(_at(row, f"{self.key}.half_width"))) is not None:
-            minor = f"± {self.scale * reach:.1f}"
+        if self.difference and (reach := number_of(at(row, f"{self.key}.half_width"))) is not None:
+            minor = f"± {self.scale * reach:.{self.digits}f}"
         below = ""
-        if self.aside and (other := _number(_at(row, self.aside))) is not None:
+        if self.aside and (other := number_of(at(row, self.aside))) is not None:
             below = f"({self.text(other)})"
-        bounds = _at(row, self.interval) if self.interval else None
+        bounds = at(row, self.interval) if self.interval else None
         if isinstance(bounds, Sequence) and len(bounds) == 2:
             below = f"{self.text(float(bounds[0]))}{NONE}{self.text(float(bounds[1]))}"
-        if self.key == "accuracy" and (seeds := _number(_at(row, "seeds"))) and seeds > 1:
-            spread = _number(_at(row, "accuracy_std")) or 0.0
-            below = f"± {self.scale * spread:.1f} over {seeds:.0f} seeds"
+        if self.spread and (seeds := number_of(at(row, "seeds"))) and seeds > 1:
+            spread = number_of(at(row, self.spread)) or 0.0
+            text = f"{self.scale * spread:.{self.digits}f}"
+            below = f"s = {text}" if is_language([row]) else f"± {text} over {seeds:.0f} seeds"
+        key, pattern = self.told
+        if key and (other := number_of(at(row, key))) is not None:
+            below = pattern.format(other)
         return Entry(self.text(value), value, minor=minor, below=below, strong=strong)
 
 
 COLUMNS = (
-    Column("accuracy", "Accuracy", "%", 1, 100, HIGHER, interval="accuracy_interval", main=True),
+    Column("perplexity", "Perplexity", "", 2, 1, LOWER, main=True, spread="perplexity_std"),
+    Column("perplexity_std", "s of the perplexity", "", 2),
+    Column("bits_per_byte", "Bits per byte", "", 3, 1, LOWER, main=True),
+    Column("against_baseline.nll", "NLL against baseline", "nats", 4, 1, LOWER, difference=True, main=True),
+    Column("accuracy", "Accuracy", "%", 1, 100, HIGHER, interval="accuracy_interval", main=True, spread="accuracy_std"),
     Column("accuracy_std", "s over seeds", "points", 1, 100),
     Column("seeds", "Seeds", "", 0, exact=True),
     Column("top_k_accuracy", "Top k", "%", 1, 100, HIGHER),
@@ -96,6 +119,18 @@ COLUMNS = (
     Column("teacher_agreement", "Agrees with teacher", "%", 1, 100, HIGHER),
     Column("agreement_where_teacher_wrong", "Agrees where the teacher is wrong", "%", 1, 100),
     Column("kl_to_teacher", "KL to teacher", "nats", 3),
+    Column("cross_entropy_to_teacher", "Cross-entropy to teacher", "nats", 3, 1, LOWER),
+    Column(
+        "acceptance",
+        "Accepted by teacher",
+        "%",
+        1,
+        100,
+        HIGHER,
+        between="acceptance_between",
+        told=("tokens_per_call", "{:.2f} a call"),
+    ),
+    Column("tokens_per_call", "Tokens per call of the teacher", "", 2, 1, HIGHER),
     Column("bytes", "Size", "kB", 1, 1e-3, LOWER, exact=True, main=True),
     Column("parameters", "Parameters", "", 0, 1, LOWER, exact=True),
     Column("nonzeros", "Not zero", "", 0, 1, LOWER, exact=True),
@@ -122,7 +157,7 @@ COLUMNS = (
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """The columns that any of the rows has, ``*`` filled in."""
-    return [one for column in COLUMNS for one in _filled(column, rows) if any(one.value(r) is not None for r in rows)]
+    return [one for column in COLUMNS for one in _filled(column, rows) if any(one.known(r) for r in rows)]
 
 
 def _filled(column: Column, rows: Sequence[Row]) -> Iterator[Column]:
@@ -133,7 +168,7 @@ def _filled(column: Column, rows: Sequence[Row]) -> Iterator[Column]:
     folder, _, start = before.rpartition(".")
     names = set()
     for row in rows:
-        for name in _at(row, folder) or {} if folder else row:
+        for name in at(row, folder) or {} if folder else row:
             rest = after.split(".")[0]
             middle = name[len(start) : len(name) - len(rest)]
             if name.startswith(start) and name.endswith(rest) and middle.isdecimal():
@@ -150,20 +185,35 @@ def _filled(column: Column, rows: Sequence[Row]) -> Iterator[Column]:
 MOST = 11
 """As many columns are read at once; of more the ``main`` ones lead, and the others make a second table."""
 
+LANGUAGE = (
+    "perplexity", "bits_per_byte", "against_baseline.nll", "accuracy", "ece", "kl_to_teacher", "teacher_agreement",
+    "acceptance", "bytes", "latency",
+)  # fmt: skip
+"""The columns that lead where rows are language models, in their order."""
+
+
+def leading(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns of the first table, where there are too many for one."""
+    if len(columns) <= MOST:
+        return list(columns)
+    if is_language(rows):
+        return [one for key in LANGUAGE for one in columns if key in (one.key, one.key.split(".")[0])]
+    return [one for one in columns if one.main]
+
 
 def rows_table(caption: str, rows: Sequence[Row]) -> Table | None:
     """The rows with every column that one of them has, or with the main ones of many.
 
     The best of those that are no controls stand out; what is doubtful of a row stands under its name.
     """
-    shown = shown_columns(rows)
-    return _table(caption, rows, shown if len(shown) <= MOST else [one for one in shown if one.main], told=True)
+    return _table(caption, rows, leading(shown_columns(rows), rows), told=True)
 
 
 def more_tables(caption: str, rows: Sequence[Row]) -> list[Table]:
     """The columns that ``rows_table`` leaves out, a table for each thing that they are about."""
     shown = shown_columns(rows)
-    left = [one for one in shown if not one.main] if len(shown) > MOST else []
+    first = leading(shown, rows)
+    left = [one for one in shown if one not in first]
     found = []
     for title, keys in TOPICS:
         own = [one for one in left if one.key.startswith(keys)]
@@ -173,36 +223,35 @@ def more_tables(caption: str, rows: Sequence[Row]) -> list[Table]:
 
 
 TOPICS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("answers", ("accuracy", "seeds", "top_", "validation", "against", "mcnemar", "agreement", "teacher", "kl_")),
-    ("size, speed and memory", ("parameters", "nonzeros", "bits", "memory", "load", "joules", "check")),
+    (
+        "answers",
+        (
+            "accuracy",
+            "perplexity",
+            "seeds",
+            "top_",
+            "validation",
+            "against",
+            "mcnemar",
+            "agreement",
+            "teacher",
+            "kl_",
+            "cross_entropy",
+            "acceptance",
+            "tokens_per",
+        ),
+    ),
+    ("size, speed and memory", ("parameters", "nonzeros", "bits", "macs", "memory", "load", "joules", "check")),
     ("calibration, corruptions and outliers", ("nll", "brier", "ece", "adaptive", "calibrated", "mce", "outlier")),
 )
 """What the columns that do not lead are about, by how their keys begin; every one has its place."""
 
 
-def explained(rows: Sequence[Row]) -> str:
-    """What stands beside and below the figures of a table, said under it."""
-    several = any((_number(row.get("seeds")) or 1) > 1 for row in rows)
-    found = []
-    if any(isinstance(row.get("accuracy_interval"), Sequence) for row in rows) and not several:
-        found.append("Below an accuracy stands its 95% interval over test examples (Wilson).")
-    if several:
-        found.append("Below an accuracy stands s, the sample standard deviation over seeds.")
-    if any(_at(row, f"{key}.half_width") is not None for row in rows for key in _GAPS):
-        over = "paired seeds and test examples" if several else "test examples; it does not cover another training"
-        found.append(f"± beside a difference is half its 95% interval over {over}.")
-    if any(row.get("latency") for row in rows):
-        found.append("Latency: median, and below it in brackets the 95th percentile.")
-    return " ".join([*found, "The best of what could be deployed is in bold."])
-
-
-_GAPS = ("against_baseline", "against_teacher", "against_source")
-
-
 def shown_columns(rows: Sequence[Row]) -> list[Column]:
     """The columns of a table for readers: without a spread over seeds where every row has a single one."""
-    single = all((_number(row.get("seeds")) or 1) < 2 for row in rows)
-    return [one for one in columns_of(rows) if not (single and one.key in ("accuracy_std", "seeds"))]
+    single = all((number_of(row.get("seeds")) or 1) < 2 for row in rows)
+    of_several = ("accuracy_std", "perplexity_std", "seeds")
+    return [one for one in columns_of(rows) if not (single and one.key in of_several)]
 
 
 def _table(caption: str, rows: Sequence[Row], columns: Sequence[Column], *, told: bool) -> Table | None:
@@ -249,14 +298,16 @@ def _best(column: Column, rows: Sequence[Row]) -> float | None:
     return max(values) if column.better == HIGHER else min(values)
 
 
-def _at(row: Row, key: str) -> Any:
+def at(row: Row, key: str) -> Any:
+    """What lies in a row under a key with dots between levels; None where there is nothing."""
     found: Any = row
     for name in key.split("."):
         found = found.get(name) if isinstance(found, Mapping) else None
     return found
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
+    """A value that is a number; None for others, NaN among them."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value)

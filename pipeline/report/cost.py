@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.methods import HARD
+from pipeline.report.methods import HARD, is_soft
 from pipeline.report.reading import Cell, Findings
 from pipeline.report.words import NONE
 
@@ -24,8 +24,31 @@ def runs(findings: Findings) -> tuple[Cell, ...]:
 
 
 def labels_read(findings: Findings) -> int:
-    """Soft labels read over all runs: what a live teacher would have had to answer anew."""
-    return sum(soft_reads(cell) for cell in runs(findings))
+    """Soft labels read over all runs: what a live teacher would have had to answer anew; of sequences, of each one."""
+    if findings.cells:
+        return sum(soft_reads(cell) for cell in runs(findings))
+    return sum(_visits(record) * epochs for record, epochs in _cached(findings))
+
+
+def _cached(findings: Findings) -> list[tuple[Mapping[str, Any], int]]:
+    """Runs that learnt from a cache, with their epochs over all seeds, where no evaluation of one is on the page."""
+    found = []
+    for record in findings.runs.values():
+        config = record.get("config") or {}
+        if is_soft(config) and any(config.get(name) for name in ("cache", "labels", "route")):
+            found.append((record, sum(int(seed.get("epochs") or 0) for seed in record.get("seeds") or ())))
+    return found
+
+
+def _visits(record: Mapping[str, Any]) -> int:
+    return int((record.get("lineage") or {}).get("visits_per_epoch") or 0)
+
+
+def epoch_seconds(findings: Findings) -> float | None:
+    """What the teacher takes for one epoch of one student: its time per answer, times what an epoch visits."""
+    each = per_answer(findings.dump)
+    visits = max((_visits(record) for record, _ in _cached(findings)), default=0)
+    return each * visits if each is not None and visits else None
 
 
 def training_seconds(cell: Cell) -> float | None:
@@ -51,10 +74,10 @@ def bars(findings: Findings) -> list[tuple[str, float, bool]]:
     live = live_seconds(findings)
     if live is None:
         return []
-    found = [
-        ("teacher, once, for the cache", float(findings.dump["teacher_seconds"]), True),
-        ("teacher, live in every epoch", live, False),
-    ]
+    once = float(findings.dump["teacher_seconds"])
+    found = [("teacher, once, for the cache", once, True), ("teacher, live in every epoch", live, False)]
+    if findings.tokens and (epoch := epoch_seconds(findings)) is not None:
+        found.insert(1, ("teacher, live in one epoch", epoch, False))
     trained = [s for s in map(training_seconds, runs(findings)) if s is not None]
     if trained:
         found.append((f"training of all {len(trained)} runs", sum(trained), True))
@@ -67,13 +90,13 @@ def lines(findings: Findings) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     if dump.get("entries"):
         size = f"{dump['bytes'] / 1e6:,.2f} MB" if dump.get("bytes") else NONE
-        found.append(
-            (
-                "Size of the cache",
-                size,
-                f"measured: all files, {dump.get('bytes_per_entry', 0):,.0f} B for each of {dump['entries']:,} entries",
+        each = f"{dump.get('bytes_per_entry', 0):,.0f} B for each of {dump['entries']:,} entries"
+        if findings.tokens and dump.get("positions") and dump.get("bytes"):
+            each = (
+                f"{dump['bytes'] / dump['positions']:,.1f} B for each of {dump['positions']:,} positions of "
+                f"{dump['entries']:,} sequences"
             )
-        )
+        found.append(("Size of the cache", size, f"measured: all files, {each}"))
     if dump.get("teacher_seconds"):
         found.append(
             (
@@ -87,7 +110,17 @@ def lines(findings: Findings) -> list[tuple[str, str, str]]:
         )
     reads = labels_read(findings)
     if reads:
-        found.append(("Soft labels read in training", f"{reads:,}", "counted over all runs, seeds and epochs"))
+        what = "Sequences whose soft labels were read" if findings.tokens else "Soft labels read in training"
+        found.append((what, f"{reads:,}", "counted over all runs, seeds and epochs"))
+    if findings.tokens and (epoch := epoch_seconds(findings)) is not None:
+        each = f"{epoch / float(dump['teacher_seconds']):,.2f} times the dump's, which asked about all splits"
+        found.append(
+            (
+                "Teacher time of one epoch without a cache",
+                _seconds(epoch),
+                f"computed: time per answer by visits; {each}",
+            )
+        )
     live = live_seconds(findings)
     if live is not None and dump.get("teacher_seconds"):
         ratio = live / float(dump["teacher_seconds"])

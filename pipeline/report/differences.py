@@ -148,9 +148,9 @@ def _cells(name: str, a: Record, b: Record, notes: list[str]) -> Iterator[Differ
 
 
 def _better(key: str) -> str:
-    if "accuracy" in key:
+    if any(word in key for word in ("accuracy", "acceptance", "tokens_per_call")):
         return "higher"
-    return "lower" if any(word in key for word in ("nll", "brier", "ece")) else ""
+    return "lower" if any(word in key for word in ("nll", "brier", "ece", "perplexity", "bits_per", "entropy")) else ""
 
 
 def _rows(record: Record) -> dict[str, Record]:
@@ -162,7 +162,7 @@ def _rows(record: Record) -> dict[str, Record]:
 
 def _row(name: str, a: Record, b: Record) -> Iterator[Difference]:
     for column in columns_of([a, b]):
-        if column.difference or column.key in ("seeds", "accuracy_std"):
+        if column.difference or column.key in ("seeds", "accuracy_std", "perplexity_std"):
             continue
         before, after = column.value(a), column.value(b)
         if before is None or after is None:
@@ -228,8 +228,8 @@ def _signed(text: str) -> str:
 
 def lines(found: Differences) -> list[str]:
     """A short table for a terminal: accuracies of runs, then those of artefacts and their sizes, then what changed."""
-    picked = [d for d in found.cells if d.figure.startswith("accuracy")]
-    picked += [d for d in found.rows if d.figure in ("Accuracy", "Size")]
+    picked = [d for d in found.cells if d.figure.startswith(("accuracy", "perplexity"))]
+    picked += [d for d in found.rows if d.figure in ("Perplexity", "Accuracy", "Size")]
     same = sum(d.verdict == SAME for d in picked)
     picked = [d for d in picked if d.verdict != SAME]
     table = [(d.name, f"{d.figure.lower()}, {d.unit}", d.first_text, d.second_text, d.text, d.verdict) for d in picked]

@@ -10,9 +10,12 @@ from pipeline import metrics
 from pipeline.errors import some
 from pipeline.identity import short
 from pipeline.report import cost, words
+from pipeline.report.artefact_gains import SMALLER
 from pipeline.report.artefacts import TEACHER, Row, baseline_of, named, smallest, smallest_as_good
+from pipeline.report.language import seeds_of, teacher_of
 from pipeline.report.reading import Findings
-from pipeline.report.sizes import joined, kilobytes, ratio
+from pipeline.report.sizes import joined, kilobytes, percent, ratio
+from pipeline.report.yardstick import PERPLEXITY, yardstick
 
 Tile = tuple[str, str, str]
 
@@ -21,15 +24,21 @@ def heading(findings: Findings) -> str:
     """What the page is called where nobody said otherwise."""
     if findings.cells:
         return "What distillation from the cache brought"
+    if findings.tokens and findings.models:
+        return "Language models compared"
     return "What compression brought" if findings.compressed else "Models compared"
 
 
 def tiles(findings: Findings) -> list[Tile]:
     """(label, figure, note) of the numbers that the page opens with."""
-    found = list(_students(findings)) if findings.cells else list(_models(findings))
+    if findings.cells:
+        found = list(_students(findings))
+    else:
+        found = list(_language(findings) if findings.tokens else _models(findings))
     table = findings.compressed or ({} if findings.cells else findings.models)
     last, good = smallest(table), smallest_as_good(table)
-    if last:
+    base = named(table, baseline_of(table)) if table is findings.models and findings.tokens else None
+    if last and not (base and last["bytes"] > SMALLER * (base.get("bytes") or 0)):
         found.append(("Smallest artefact", kilobytes(last["bytes"]), _artefact(last, table)))
     if good and last and good["name"] != last["name"] and not findings.cells:
         found.append(("Smallest not shown worse", kilobytes(good["bytes"]), _artefact(good, table)))
@@ -38,10 +47,47 @@ def tiles(findings: Findings) -> list[Tile]:
         count = sum(bool(point.get("on_front")) for point in points)
         found.append(("Worth having", f"{count} of {len(points)}", "recipes: no other is as accurate, small and fast"))
     reads = cost.labels_read(findings)
-    entries = findings.dump.get("entries")
-    if reads and entries:
+    entries, positions = findings.dump.get("entries"), findings.dump.get("positions")
+    if findings.tokens and positions and findings.dump.get("bytes"):
+        each = findings.dump["bytes"] / positions
+        found.append(("Cache", f"{each:,.1f} B", f"for each of {positions:,} positions, asked for once"))
+    elif reads and entries:
         found.append(("Teacher answers", f"{entries:,}", f"asked for once; read {reads:,} times in training"))
     return found
+
+
+def _language(findings: Findings) -> Iterator[Tile]:
+    """Of language models: the teacher, the best student on validation where that was measured, and its drafts."""
+    table = findings.models or findings.compressed
+    teacher, size = teacher_of(table), findings.teacher_parameters
+    if teacher:
+        yield "Teacher, perplexity", f"{teacher['perplexity']:,.2f}", f"{size:,} parameters" if size else ""
+    best = _best(table)
+    if best is None:
+        return
+    seeds = int(best.get("seeds") or 1)
+    spread = f" (s = {best.get('perplexity_std') or 0.0:.2f} over {seeds} seeds)" if seeds > 1 else ""
+    smaller = f", {ratio(size / best['parameters'])} times fewer" if size and best.get("parameters") else ""
+    note = f"; {best['parameters']:,} parameters{smaller}" if best.get("parameters") else ""
+    yield "Best model, perplexity", f"{best['perplexity']:,.2f}", f"{best['name']}{spread}{note}"
+    if best.get("acceptance") is not None and best.get("tokens_per_call") is not None:
+        note = f"{best['tokens_per_call']:.2f} tokens for each call of the teacher, 4 drafted"
+        yield "Its drafts, accepted", percent(best["acceptance"]), note
+
+
+def _best(table: Mapping[str, Any]) -> Row | None:
+    """The row that predicts validation best, where all were measured on it, or else the split; no control."""
+    rows = [row for row in table.get("rows", []) if row.get("perplexity") is not None and not row.get("control")]
+
+    def on_validation(row: Row) -> float:
+        seeds = seeds_of(table, str(row["name"])).values()
+        found = [float((seed.get("validation") or {}).get("nll") or math.nan) for seed in seeds]
+        return sum(found) / len(found) if found else math.nan
+
+    known = [on_validation(row) for row in rows]
+    if any(map(math.isnan, known)):
+        known = [float(row["perplexity"]) for row in rows]
+    return min(zip(known, rows, strict=True), key=lambda one: one[0])[1] if rows else None
 
 
 def _students(findings: Findings) -> Iterator[Tile]:
@@ -74,7 +120,9 @@ def _models(findings: Findings) -> Iterator[Tile]:
 def _artefact(row: Row, table: Mapping[str, Any]) -> str:
     """Its name, its accuracy, and how much faster it is than the baseline at the largest batch."""
     base = named(table, baseline_of(table)) or {}
-    text = f"{row['name']}, {words.percent(row['accuracy'])} accuracy"
+    by = yardstick(table)
+    figure = f"{words.percent(row['accuracy'])} accuracy"
+    text = f"{row['name']}, {by.phrase(row[by.key]) if by is PERPLEXITY else figure}"
     shared = (row.get("latency") or {}).keys() & (base.get("latency") or {}).keys()
     if not shared:
         return text
@@ -90,8 +138,12 @@ def provenance(findings: Findings) -> list[tuple[str, str]]:
     if details := _details(findings):
         pairs += [
             ("data", _data(findings, details)),
-            ("classes", f"{len(details['class_names'])}: {some(details['class_names'], 12)}"),
+            ("vocabulary", f"{details['vocabulary']:,} tokens")
+            if details.get("vocabulary")
+            else ("classes", f"{len(details['class_names'])}: {some(details['class_names'], 12)}"),
         ]
+        if isinstance(teacher := details.get("cache"), Mapping) and teacher.get("teacher"):
+            pairs.append(("teacher asked", f"{teacher['teacher']}, weights {short(str(teacher.get('state', '')))}"))
     if findings.manifest.get("identity"):
         pairs += _cache(findings.manifest["identity"])
     if findings.dump.get("environment"):
@@ -115,7 +167,8 @@ def _details(findings: Findings) -> Mapping[str, Any]:
     """One model's own record: it names the data and the classes."""
     kept = (findings.models.get("models") or {}, findings.compressed.get("models") or {})
     every = [cell.details for cell in findings.cells] or [one for models in kept for one in models.values()]
-    return next((one for one in every if one.get("class_names") and one.get("data_digest")), {})
+    named = (one for one in every if one.get("class_names") or one.get("vocabulary"))
+    return next((one for one in named if one.get("data_digest")), {})
 
 
 def _data(findings: Findings, details: Mapping[str, Any]) -> str:

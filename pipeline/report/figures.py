@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline import metrics
+from pipeline.report import language
 from pipeline.report.methods import AUGMENTED, KIND_TITLES, OMITTED, PLAIN, SETTINGS, SOFT
 from pipeline.report.reading import Cell, Findings
 from pipeline.report.style import (
@@ -115,7 +116,7 @@ def _reference(setting: str, cells: Sequence[Cell], findings: Findings) -> float
 def calibrated_cells(findings: Findings) -> tuple[Cell, ...]:
     """What the reliability figure shows: the featured student with all hard labels, each kind of labels."""
     if not findings.cells:
-        return ()
+        return language.as_cells(findings)
     chosen = (*findings.of(PLAIN, findings.featured), *findings.of(AUGMENTED, findings.featured))
     return chosen[:5] or (findings.best,)
 
@@ -129,21 +130,22 @@ def reliability(findings: Findings) -> Drawing | None:
         figure = new_figure(10.6 if len(cells) > 2 else 3.4 * len(cells), 3.9)
         grid = figure.subplots(2, len(cells), squeeze=False, height_ratios=[3, 1], sharex=True)
         most = max(max(cell.details["reliability"]["counts"]) for cell in cells)
+        looks = language.looks(findings.models)
         for column, cell in enumerate(cells):
-            _reliability_panel(grid[0][column], grid[1][column], cell, most)
+            look = looks.get(cell.called) or (COLOURS[cell.method.kind], MARKERS[cell.method.kind])
+            _reliability_panel(grid[0][column], grid[1][column], cell, most, look)
         grid[0][0].set_ylabel("accuracy, %")
-        grid[1][0].set_ylabel("examples")
-        return finish(
-            "reliability", figure, "Accuracy against confidence in bins, with the number of examples per bin."
-        )
+        unit = "tokens" if findings.tokens else "examples"
+        grid[1][0].set_ylabel(unit)
+        return finish("reliability", figure, f"Accuracy against confidence in bins, with the number of {unit} per bin.")
 
 
-def _reliability_panel(upper: Axes, lower: Axes, cell: Cell, most: int) -> None:
+def _reliability_panel(upper: Axes, lower: Axes, cell: Cell, most: int, look: tuple[str, str]) -> None:
     bins = cell.details["reliability"]
     count = len(bins["counts"])
     edges = 100 * np.arange(count) / count
     width = 100 / count
-    colour = COLOURS[cell.method.kind]
+    colour, shape = look
     full = [b for b in range(count) if bins["counts"][b]]
     upper.plot([0, 100], [0, 100], color=FAINT, lw=1)
     for b in full:
@@ -152,12 +154,12 @@ def _reliability_panel(upper: Axes, lower: Axes, cell: Cell, most: int) -> None:
     sizes = [18 + 70 * math.sqrt(bins["counts"][b] / most) for b in full]
     upper.scatter(
         [100 * bins["confidence"][b] for b in full], [100 * bins["accuracy"][b] for b in full],
-        s=sizes, color=colour, marker=MARKERS[cell.method.kind], edgecolor="white", linewidth=0.8, zorder=3,
+        s=sizes, color=colour, marker=shape, edgecolor="white", linewidth=0.8, zorder=3,
     )  # fmt: skip
     upper.set(xlim=(0, 102), ylim=(-3, 104))
     errors = [cell.metrics[name] for name in ("ece", "calibrated_ece") if name in cell.metrics]
     before_and_after = " → ".join(f"{100 * error:.1f}" for error in errors)
-    upper.set_title(f"{cell.method.full_title}\nECE {before_and_after} points", fontsize=9)
+    upper.set_title(f"{cell.label}\nECE {before_and_after} points", fontsize=9)
     lower.bar(edges + width / 2, bins["counts"], width=0.86 * width, color=colour, alpha=0.75)
     lower.set_yscale("symlog", linthresh=1)
     lower.set_ylim(0, most * 2)
@@ -174,7 +176,7 @@ def confused_cells(findings: Findings) -> tuple[Cell, ...]:
     if not findings.cells:
         return ()
     omitted = [c for c in findings.of(OMITTED, findings.featured) if c is not findings.best]
-    return (findings.best, *omitted[:2])
+    return tuple(cell for cell in (findings.best, *omitted[:2]) if cell.details.get("confusion"))
 
 
 def confusion(findings: Findings) -> Drawing | None:

@@ -30,7 +30,9 @@ def answers(findings: Findings) -> list[Answer]:
 
     Without evaluations of students everything is told from the tables of artefacts and models.
     """
-    told = [tables.told(view, alone=not findings.cells) for view in tables.views(findings)]
+    views = tables.views(findings)
+    leading = len(views) > 1 and findings.tokens  # the table of models says what is missing
+    told = [tables.told(view, alone=not findings.cells and (view.models or not leading)) for view in views]
     students = bool(findings.cells)
     parts: tuple[tuple[str, list[str], str], ...] = (
         ("What was gained?", [*_student(findings), *_size(findings)] if students else [], "gained"),

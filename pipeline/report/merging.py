@@ -19,7 +19,17 @@ Table = Mapping[str, Any]
 _TEXTS = ("name", "what", "source", "control", "runtime")
 _PAIRED = ("against_baseline", "against_source", "against_teacher", "mcnemar_teacher", "mcnemar_source")
 """What one model is held against: worked out anew over the seeds, or not known of them."""
-_OF_ONE = ("accuracy_std", "accuracy_interval", "seeds", "skipped", "warnings", "activations", "scan", *_PAIRED)
+_OF_ONE = (
+    "accuracy_std",
+    "perplexity_std",
+    "accuracy_interval",
+    "seeds",
+    "skipped",
+    "warnings",
+    "activations",
+    "scan",
+    *_PAIRED,
+)
 _TIMES = ("latency", "memory", "load_seconds", "process", "joules", "seconds")
 
 
@@ -144,12 +154,17 @@ def _merged(name: str, tables: Sequence[Table], details: Mapping[str, Any], *, t
         row[key] = values[0] if len(made) == 1 else None
     accuracies = [float(one["accuracy"]) for _, one in made]
     row["seeds"], row["accuracy_std"] = len(made), metrics.spread(accuracies)[1]
-    if name in details:
+    perplexities = [float(one["perplexity"]) for _, one in made if one.get("perplexity") is not None]
+    if perplexities:
+        row["perplexity_std"] = metrics.spread(perplexities)[1]
+    if name in details and not perplexities:  # of tokens the interval is by sequences, which the hits alone do not tell
         hits = np.asarray(details[name]["hits"]) / len(tables)
         row["accuracy_interval"] = list(metrics.wilson(round(float(hits.sum())), len(hits)))
     for key, other in (("against_baseline", BASELINE), ("against_source", first.get("source"))):
         if other and other != name and (gap := _against(name, str(other), tables, details)):
             row[key] = gap if key == "against_baseline" else {"row": other, **gap}
+            if nll := _over_seeds([(one.get(key) or {}).get("nll") for _, one in made]):
+                row[key]["nll"] = nll
     if TEACHER in details and name != TEACHER:
         row["against_teacher"] = _against(name, TEACHER, tables, details)
     elif gap := _over_seeds([one.get("against_teacher") for _, one in made]):

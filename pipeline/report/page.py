@@ -12,15 +12,18 @@ from pipeline.report import (
     columns,
     commands,
     cost,
+    explaining,
     facts,
     figures,
     gains,
+    language,
     losses,
     results,
     search,
     trials,
     tutors,
     words,
+    writing,
 )
 from pipeline.report import series as numbers
 from pipeline.report.methods import KIND_MEANINGS, KIND_TITLES, KINDS
@@ -30,7 +33,7 @@ from pipeline.report.style import Drawing
 from pipeline.report.tables import Table
 
 FIGURES = (
-    "accuracy", "claims", "tutors", "losses", "curves", "models", "pareto", "front",
+    "accuracy", "claims", "tutors", "losses", "curves", "predicting", "models", "pareto", "front",
     "reliability", "confusion", "costs",
 )  # fmt: skip
 SECTIONS = (
@@ -45,6 +48,7 @@ SECTIONS = (
     ("compression", "Smaller and faster"),
     ("calibration", "Calibration"),
     ("confusions", "Confusions"),
+    ("writing", "What the models write"),
     ("costs", "What the cache cost and saved"),
     ("provenance", "Provenance"),
 )
@@ -59,6 +63,7 @@ def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
         lambda: tutors.figure(findings),
         lambda: losses.figure(findings),
         lambda: figures.curves(findings),
+        lambda: language.predicting(findings.models),
         lambda: charts.pareto(findings.models, "models"),
         lambda: charts.pareto(findings.compressed),
         lambda: search.front(findings.compressed),
@@ -107,6 +112,7 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str, comm
         "front": numbers.front_table(findings.compressed),
         "front_commands": numbers.front_commands(findings.compressed),
         "within": numbers.within_table(findings.compressed),
+        "writing": writing.writing(findings),
         "costs": results.cost_table(findings),
         "provenance": results.provenance_table(facts.provenance(findings)),
         "commands": results.command_table(findings),
@@ -135,7 +141,11 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str, comm
         confused=len(confused),
         featured=findings.featured if best else "",
         temperature=findings.cells[0].details["temperature"] if best else 1.0,
-        bins=len(best.details["reliability"]["counts"]) if best else 0,
+        bins=len(calibrated[0].details["reliability"]["counts"]) if calibrated else 0,
+        unit="tokens" if findings.tokens else "examples",
+        good="good" if findings.tokens else "accurate",
+        counted=words.counted(findings.models),
+        predicting=language.predicting_table(findings.models),
         evaluated=commands.evaluate(best) if best else "",
         trained=commands.train(best) if best else "",
         compared=commands.compare(contrasts[0].first, contrasts[0].second) if contrasts else "",
@@ -143,7 +153,7 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str, comm
         compress_line=commands.compress(findings.compressed),
         dumped=commands.dump(findings),
         modelled=findings.models,
-        explained={"compressed": columns.explained(compressed_rows), "models": columns.explained(model_rows)},
+        explained={"compressed": explaining.explained(compressed_rows), "models": explaining.explained(model_rows)},
         making=trials.tables(compressed_rows),
         each_compressed=trials.models_tables(findings.compressed),
         each_model=trials.models_tables(findings.models),
@@ -155,7 +165,8 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str, comm
 def figure_numbers(findings: Findings) -> dict[str, Any]:
     """By figure, the table of what it shows, where no other table of the page says it."""
     if not findings.cells:
-        return dict.fromkeys(("accuracy", "curves", "reliability", "confusion"))
+        calibrated = numbers.reliability_table(figures.calibrated_cells(findings))
+        return {**dict.fromkeys(("accuracy", "curves", "confusion")), "reliability": calibrated}
     confused: list[Table] = [t for cell in figures.confused_cells(findings) if (t := numbers.confusion_table(cell))]
     return {
         "accuracy": numbers.accuracy_table(findings),

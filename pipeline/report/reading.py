@@ -16,7 +16,7 @@ from pipeline import metrics
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparing import ACCURACY, OMITTED_CLASS, by_seed, compared, read_comparison
 from pipeline.metrics import Comparison
-from pipeline.report.artefacts import TEACHER, named
+from pipeline.report.artefacts import TEACHER, is_language, named
 from pipeline.report.merging import read_compressed, read_models
 from pipeline.report.methods import KINDS, OMITTED, SETTINGS, Method, is_soft, method_of
 from pipeline.runs import read_json
@@ -28,7 +28,8 @@ class Cell:
 
     ``accuracy`` and ``omitted`` map a seed to the accuracy on the split and on the omitted class; ``histories`` maps
     a seed to its epochs; ``record`` is the run's run.json and ``timing`` its report of how long it took: both may be
-    empty. ``folder`` and ``run`` are where the evaluation and the run lie, as they were named.
+    empty. ``folder`` and ``run`` are where the evaluation and the run lie, as they were named; ``called`` is the
+    name of its row, of a model in a table.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Cell:
     timing: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     run: Path | None = None
+    called: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called where its student is said elsewhere: ``called``, or by its method."""
+        return self.called or self.method.full_title
 
     @cached_property
     def accuracy(self) -> dict[int, float]:
@@ -164,6 +171,11 @@ class Findings:
             if cell.details.get("teacher") and not isinstance(cell.details.get("cache"), list):
                 return float(cell.details["teacher"]["accuracy"])
         return float(self._teacher_row["accuracy"]) if self._teacher_row else None
+
+    @cached_property
+    def tokens(self) -> bool:
+        """Whether the figures are of language models: of tokens, not of examples."""
+        return any(is_language(table.get("rows") or ()) for table in (self.models, self.compressed))
 
     @property
     def seed_counts(self) -> tuple[int, ...]:

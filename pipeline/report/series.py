@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import metrics
-from pipeline.report import columns, search_gains
+from pipeline.report import columns, language, search_gains
 from pipeline.report.reading import Cell, Findings
 from pipeline.report.tables import Entry, Head, Table, grouped, number, table
 from pipeline.report.words import NONE
@@ -45,11 +45,31 @@ def all_series(findings: Findings) -> list[Series]:
         Series("mean", ("name", "mean", "half_width", "seeds"), tuple(_means(findings))),
         Series("curves", ("name", "epoch", "accuracy", "lowest", "highest"), tuple(_curves(findings))),
         Series(
-            "reliability", ("name", "bin", "confidence", "accuracy", "examples"), tuple(_reliability(findings.cells))
+            "reliability",
+            ("name", "bin", "confidence", "accuracy", "examples"),
+            tuple(_reliability(findings.cells or language.as_cells(findings))),
         ),
+        Series("language", ("name", "seed", *_LANGUAGE), tuple(_language(findings))),
         Series("pareto", ("name", "kind", "bytes", "milliseconds", "accuracy", "on_front"), tuple(_pareto(findings))),
     )
     return [one for one in makers if one.rows]
+
+
+_LANGUAGE = ("perplexity", "bits_per_byte", "ece", "acceptance")
+
+
+def _language(findings: Findings) -> Iterator[tuple[Value, ...]]:
+    """Figures of language models, of each seed; shares in per cent, as they are drawn."""
+    if not findings.tokens:
+        return
+    every: list[tuple[str, Mapping[str, Any]]] = []
+    for measured in (findings.models, findings.compressed):
+        names = [str(row["name"]) for row in measured.get("rows", [])]
+        every += [(name, language.seeds_of(measured, name)) for name in names]
+    for name, seeds in every:
+        for seed in sorted(seeds, key=int):
+            figures = [(seeds[seed].get(key), 100.0 if key in ("ece", "acceptance") else 1.0) for key in _LANGUAGE]
+            yield name, int(seed), *(None if value is None else scale * float(value) for value, scale in figures)
 
 
 def _accuracy(findings: Findings) -> Iterator[tuple[Value, ...]]:
@@ -162,7 +182,7 @@ def curves_table(findings: Findings, shown: int = 10) -> Table | None:
 
 def reliability_table(cells: Sequence[Cell]) -> Table | None:
     """What the figure of calibration shows: each bin that has examples."""
-    return grouped("Accuracy by confidence", *reliability_groups([(cell.method.full_title, cell) for cell in cells]))
+    return grouped("Accuracy by confidence", *reliability_groups([(cell.label, cell) for cell in cells]))
 
 
 def reliability_groups(
@@ -183,7 +203,8 @@ def reliability_groups(
             if isinstance(b, int) and isinstance(confidence, float) and isinstance(right, float) and count is not None
         ]
         groups.append((title, rows))
-    return ("Bin", Head("Confidence, %"), Head("Accuracy, %"), Head("Examples")), groups
+    unit = "Tokens" if any(cell.details.get("tokens") for _, cell in cells) else "Examples"
+    return ("Bin", Head("Confidence, %"), Head("Accuracy, %"), Head(unit)), groups
 
 
 def confusion_table(cell: Cell, called: str | None = None) -> Table | None:

@@ -54,14 +54,14 @@ def contrasts(findings: Findings) -> list[Contrast]:
     return found
 
 
-def signed(value: float) -> str:
-    """A number with its sign, a real minus, and one decimal.
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, a real minus, and one decimal unless told.
 
     >>> signed(1.25), signed(-0.04), signed(-2.0) == MINUS + "2.0"
     ('+1.2', '0.0', True)
     """
-    text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", MINUS) if any(digit in "123456789" for digit in text) else text[1:]
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -143,15 +143,25 @@ def sample(findings: Findings) -> str:
     seeds = (
         f"{counts[0]} seed{'s' if counts[0] != 1 else ''}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     )
-    return f"n = {first['examples']:,} {first['split']} examples, {seeds}"
+    return f"n = {counted(first)}, {seeds}"
+
+
+def counted(details: Mapping[str, Any], count: int | None = None) -> str:
+    """How much was looked at, by the record of an evaluation; ``count`` examples where that does not say."""
+    examples, of = int(details.get("examples") or count or 0), details.get("split") or "test"
+    if not details.get("tokens"):
+        return f"{examples:,} {of} examples"
+    return f"{details['tokens']:,} {of} tokens of {examples:,} sequences"
 
 
 def _sample_of_tables(findings: Findings) -> str:
     """Of a page without evaluations of students."""
+    table = findings.compressed or findings.models
     count = findings.compressed.get("test_examples") or findings.models.get("examples")
+    kept: Mapping[str, Any] = next(iter((table.get("models") or {}).values()), {}) if findings.tokens else {}
     rows = [*findings.compressed.get("rows", []), *findings.models.get("rows", [])]
     seeds = sorted({int(row["seeds"]) for row in rows if row.get("seeds")})
-    found = [f"n = {count:,} {split(findings)} examples"] if count else []
+    found = [f"n = {counted({'split': split(findings), 'tokens': kept.get('tokens')}, count)}"] if count else []
     if seeds:
         most = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
         found.append(f"{most} seed{'' if seeds == [1] else 's'} a row")

@@ -82,3 +82,64 @@ def models(folder: Path, accuracies: Mapping[str, float], corruptions: Sequence[
     found |= {"robustness": {"corruptions": list(corruptions), "models": robust}}
     write(folder / "details.json", found)
     return folder
+
+
+LANGUAGE = {"hard": (20.0, 0.30), "sampled": (16.0, 0.45), "full": (15.5, 0.5)}
+"""Perplexity and acceptance of made-up language models."""
+SEQUENCES, TOKENS = 20, 1280
+
+
+def language_details(name: str, perplexity: float, acceptance: float, seeds: int = 3) -> dict[str, Any]:
+    """What an evaluation keeps of one language model; seed s is worse by s per cent."""
+    found = {}
+    for seed in range(seeds):
+        figures = {"perplexity": perplexity * (1 + seed / 100), "bits_per_byte": perplexity / 8, "accuracy": 0.4}
+        figures |= {"nll": float(np.log(perplexity)), "ece": 0.01 * (seed + 1), "brier": 0.7, "kl_to_teacher": 0.2}
+        figures |= {"teacher_agreement": 0.6, "acceptance": acceptance, "tokens_per_call": 1 / (1 - acceptance)}
+        found[str(seed)] = {**figures, "validation": {"accuracy": 0.4, "nll": figures["nll"]}, "calibrated": None}
+    one = details(name, np.zeros(EXAMPLES, int))
+    for key in ("confusion", "class_names"):
+        one[key] = None
+    one |= {"student": "gpt-16", "config": {"data": "tokens:t", "student": "gpt-16", "cache": f"caches/{name}"}}
+    one |= {"examples": SEQUENCES, "tokens": TOKENS, "vocabulary": 512, "seeds": found, "units": "tokens"}
+    one |= {"hits": [25 * seeds] * SEQUENCES, "positions": [64] * SEQUENCES, "temperature": 1.0}
+    teacher = {"accuracy": 0.5, "perplexity": 15.0}
+    return {**one, "cache": {"teacher": "gpt-64", "state": "f" * 64}, "teacher": teacher}
+
+
+def language(folder: Path, *, written: Mapping[str, Any] | None = None, timed: bool = True) -> Path:
+    """An evaluation of several language models."""
+    kept = {name: language_details(name, *figures) for name, figures in LANGUAGE.items()}
+    rows = []
+    for number, (name, (perplexity, acceptance)) in enumerate(LANGUAGE.items()):
+        row: dict[str, Any] = {"name": name, "what": "gpt-16", "seeds": 3, "parameters": 11_000, "warnings": []}
+        row |= {"bytes": 50_000, "perplexity": perplexity, "perplexity_std": 0.2, "bits_per_byte": perplexity / 8}
+        row |= {"accuracy": 0.4, "accuracy_std": 0.01, "accuracy_interval": [0.38, 0.42], "nll": 2.9, "ece": 0.02}
+        row |= {"teacher_agreement": 0.6, "kl_to_teacher": 0.2, "validation_accuracy": 0.4, "brier": 0.7}
+        row |= {"acceptance": acceptance, "tokens_per_call": 1 / (1 - acceptance), "source": None}
+        if timed:
+            row["latency"] = {size: {"p50": 1.0 + number, "p95": 2.0, "calls": 9} for size in ("1", "32")}
+        if number:
+            nll = {"difference": -0.223 * number, "half_width": 0.02, "verdict": "lower"}
+            row["against_baseline"] = {"difference": 0.0, "half_width": 0.02, "verdict": "within noise", "nll": nll}
+        rows.append(row)
+    found = {"baseline": "hard", "split": "test", "examples": SEQUENCES, "tokens": TOKENS, "rows": rows}
+    found |= {"environment": {"processor": "A <CPU>", "runtime_threads": 1, "versions": {"torch": "2.13.0"}}}
+    found |= {"models": kept, "command": "softlabels evaluate hard sampled full", "written": WRITTEN}
+    write(folder / "details.json", {**found, **({} if written is None else {"written": written})})
+    return folder
+
+
+WRITTEN: dict[str, Any] = {
+    "prompts": ["def <b>f</b>(x):", "class A\x07&amp;:"],
+    "ids": ["test/0", "test/9"],
+    "text": ["\n    return x", "\n    pass"],
+    "teacher": ["\n    return <i>", " teacher"],
+    "models": {name: [f"\n    {name} </pre><script>alert(1)</script>", f"{name} goes on"] for name in LANGUAGE},
+    "left_out": {"int8": "a file", "int4": "a file"},
+    "prompt_tokens": 32,
+    "tokens": 64,
+    "temperature": 0.8,
+    "top_k": 40,
+    "seed": 0,
+}

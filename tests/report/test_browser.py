@@ -25,7 +25,7 @@ from pipeline.report.reading import read_findings
 from pipeline.report.record import record_of
 from tests.report.synthetic import World, artefact, full_world, write
 from tests.report.tables import compressed as compressed_alone
-from tests.report.tables import models
+from tests.report.tables import language, models
 from tests.report.test_alone import ACCURACIES, FRONT
 from tests.report.test_columns import POINTS
 
@@ -40,7 +40,7 @@ FLAGS = (
     "--no-sandbox",
 )
 PHONE = 360
-PAGES = ("report", "comparison", "artefacts")
+PAGES = ("report", "comparison", "artefacts", "language")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The addresses of a full page with a search, of a comparison, and of a page of artefacts and models alone."""
+    """The addresses of a full page with a search, of a comparison, of artefacts and models alone, and of language."""
     root = tmp_path_factory.mktemp("pages")
     world = full_world(root / "world")
     rows = [
@@ -90,6 +90,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write(alone / "table.json", table)
     several = models(root / "several", ACCURACIES)
     report.run(ReportConfig(compressed=(alone,), models=several, out=root / "artefacts"))
+    report.run(ReportConfig(models=language(root / "tokens"), out=root / "language"))
     return {name: (root / name / "index.html").as_uri() for name in PAGES}
 
 
