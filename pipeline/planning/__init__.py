@@ -1,6 +1,8 @@
 """Before anything is spent: what a cache would cost and lose with each encoding, measured on a sample.
 
 config -> sampling (the teacher) -> sizes, angles -> estimates -> choosing -> report
+
+Of token sequences ``standing`` and ``parameters`` take the place of ``angles``.
 """
 
 from pipeline.planning.choosing import choose

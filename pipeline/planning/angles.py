@@ -68,7 +68,7 @@ def gradient_angles(
     for part in slices(rows, classes):
         student = torch.from_numpy(student_NC[part])
         full = _gradient(student, Dense(torch.from_numpy(logits_NC[part])), temperature)
-        found = _gradient(student, kept.map(lambda array, part=part: torch.from_numpy(array[part])), temperature)  # type: ignore[misc]
+        found = _gradient(student, kept.select(part).map(torch.from_numpy), temperature)
         angles[part] = angle(full, found)
         sums += np.stack([full.sum(axis=0), found.sum(axis=0)])
     return Angles(float(angles.mean()), float(angle(sums[:1], sums[1:])[0]))

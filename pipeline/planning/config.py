@@ -29,10 +29,19 @@ def _dumped(name: str) -> Any:
 class PlanConfig(Config):
     """Options of ``softlabels cache plan``."""
 
-    sample: int = option(512, "entries that the teacher is asked about, drawn by --seed over all splits and views")
-    temperature: float = option(4.0, "at which students will be trained")
+    sample: int | None = option(
+        None,
+        "entries that the teacher is asked about, drawn by --seed over all splits and views (512); of token sequences "
+        "positions (4,096, or as many as have half a GiB of logits)",
+    )
+    temperature: float = option(4.0, "at which students will be trained; for token sequences 1, where it is not given")
     k: tuple[int, ...] = option(
-        (), "classes that topk keeps, one line of the table each; by default powers of 4 up to half of the classes"
+        (),
+        "classes that topk keeps, one line of the table each; by default powers of 4 up to half of the classes, and "
+        "8, 16, 32, 64 for token sequences",
+    )
+    draws: tuple[int, ...] = option(
+        (), "draws of sampled labels of token sequences, one line each; by default 25, 50, 100, 200"
     )
     budget: str | None = option(
         None, "pick the most faithful encoding whose cache takes at most this: 50GB, 1.5GiB, 800MB, or bytes"
@@ -47,6 +56,9 @@ class PlanConfig(Config):
     teacher: str = _dumped("teacher")
     teacher_args: tuple[str, ...] = _dumped("teacher_args")
     weights: Path | None = option(None, _AS_DUMPED["weights"].metadata["help"])
+    run: Path | None = option(None, _AS_DUMPED["run"].metadata["help"])
+    run_seed: int | None = _dumped("run_seed")
+    allow: tuple[str, ...] = _dumped("allow")
     classes: tuple[str, ...] = _dumped("classes")
     views: int = _dumped("views")
     transform: str | None = _dumped("transform")
@@ -62,11 +74,13 @@ class PlanConfig(Config):
     threads: int = _dumped("threads")
 
     def problems(self) -> Iterator[str]:
-        yield from self.below(sample=1)
+        if self.sample is not None:
+            yield from self.below(sample=1)
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             yield f"--temperature should be above 0; found {self.temperature}"
-        if any(k < 1 for k in self.k):
-            yield f"--k should be at least 1; found {', '.join(map(str, self.k))}"
+        for name in ("k", "draws"):
+            if any(number < 1 for number in getattr(self, name)):
+                yield f"--{name} should be at least 1; found {', '.join(map(str, getattr(self, name)))}"
         if self.max_kl is not None and not self.max_kl >= 0:
             yield f"--max-kl should be 0 or more nats; found {self.max_kl}"
         seen = set(self._choice_problems())
@@ -79,7 +93,7 @@ class PlanConfig(Config):
     def dump(self) -> DumpConfig:
         """The dump of all logits that this plan is about. Raises ConfigError as a dump would."""
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in _AS_DUMPED}
-        shared = {name: value for name, value in shared.items() if name not in ("k", "temperature")}
+        shared = {name: value for name, value in shared.items() if name not in ("k", "draws", "temperature")}
         return DumpConfig(out=Path("unwritten"), **shared)
 
 
@@ -109,3 +123,12 @@ def default_k(classes: int) -> tuple[int, ...]:
     """
     powers = tuple(4**power for power in range(1, 6) if 2 * 4**power <= classes)
     return powers or (max(1, classes // 2),)
+
+
+def default_tokens(classes: int) -> tuple[int, ...]:
+    """The values of k for a vocabulary of V = ``classes``: 8 to 64, up to half of it.
+
+    >>> default_tokens(128_256), default_tokens(24)
+    ((8, 16, 32, 64), (8,))
+    """
+    return tuple(k for k in (8, 16, 32, 64) if 2 * k <= classes) or default_k(classes)

@@ -12,25 +12,33 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import encodings
 from pipeline.dump import Job
-from pipeline.encodings import Encoding
+from pipeline.dump.asking import LOGITS_AT_ONCE
+from pipeline.dump.job import KEPT_GUESS
+from pipeline.encodings import KEPT, Encoding, position_keys
 from pipeline.encodings.encode_torch import encode
 from pipeline.errors import EncodingError
-from pipeline.fidelity import kl_divergence, stored_logprobs
+from pipeline.fidelity import Fidelity, kl_divergence, stored_logprobs, summarise
 from pipeline.identity import digest
 from pipeline.metrics import log_softmax
 from pipeline.planning import sizes
 from pipeline.planning.angles import STUDENTS, Angles, gradient_angles, slices, stand_in
-from pipeline.planning.config import PlanConfig, default_k
+from pipeline.planning.config import PlanConfig, default_k, default_tokens
+from pipeline.planning.parameters import Turn
 from pipeline.planning.sampling import Sample
-from pipeline.softlabels import SoftLabels
+from pipeline.planning.standing import Standing
+from pipeline.softlabels import Sampled, SoftLabels, TopK
+from pipeline.sources.gathering import some_positions
 from pipeline.store import FileRecord, Layout, PartRecord, part_size_for
 from pipeline.store import index as index_files
 from pipeline.store.backend import Backend
 from pipeline.store.files import MemoryFiles
-from pipeline.store.writer import label_backend
+from pipeline.store.fitting import label_backend
 from pipeline.store.zarr_backend import ZarrBackend
+
+DRAWS = (25, 50, 100, 200)
+TOPK_DTYPES = ("float16", "int8", "int4")
+"""In which topk of a vocabulary is shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,11 +47,13 @@ class Estimate:
 
     - ``options``: of ``softlabels dump``; ``identity`` of the cache that it makes with them; ``part_size``, ``parts``:
       as it would cut the entries;
-    - ``bytes_per_label``: of the label arrays, for each entry; ``bytes``: of the whole cache by what they hold, and
-      ``total``;
-    - ``kl``: KL(teacher || stored) in nats over the sample, ``mean`` and ``max``, by temperature;
+    - ``bytes_per_label``: of the label arrays, for each entry, or each position of token sequences; ``bytes``: of the
+      whole cache by what they hold, and ``total``; ``kept``: classes of a position, in the mean, of draws;
+    - ``kl``: KL(teacher || stored) in nats over the sample, ``mean`` and ``max``, by temperature; none of draws;
     - ``top1_agreement``: share of the sample whose largest class is the teacher's, at the training temperature;
-    - ``angles``: of the gradient, in degrees, by the student that stands in (``pipeline/planning/angles.py``);
+    - ``angles``: of the gradient, in degrees, by the student that stands in (``pipeline/planning/angles.py``); of
+      token sequences instead ``turns`` of the gradient in a student's output matrix, over the ``sample`` and a ``step``
+      of training (``pipeline/planning/standing.py``), and ``bare``, those of top-k trained without its residual;
     - ``seconds``: of one entry to ``encode``, ``write`` and ``read`` (in memory), and of the whole ``dump``;
     - ``break_even_epochs``: see ``break_even``.
     """
@@ -56,9 +66,12 @@ class Estimate:
     parts: int = 0
     bytes_per_label: float = math.nan
     bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kept: float | None = None
     kl: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     top1_agreement: float = math.nan
     angles: Mapping[str, Angles] = dataclasses.field(default_factory=dict)
+    turns: Mapping[str, Turn] = dataclasses.field(default_factory=dict)
+    bare: Mapping[str, Turn] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     break_even_epochs: int | None = None
 
@@ -82,35 +95,61 @@ def break_even(dump_seconds: float, live_seconds: float, read_seconds: float) ->
     return math.floor(dump_seconds / saved) + 1 if saved > 0 else None
 
 
-def candidates(config: PlanConfig, classes: int) -> list[dict[str, Any]]:
+def candidates(config: PlanConfig, classes: int, discrete: bool = False) -> list[dict[str, Any]]:
     """The options of ``softlabels dump`` that the table compares: dense in three precisions, topk for several k.
 
-    topk is kept as float16, which costs it next to nothing, at T = 1 and at the training temperature.
+    topk is kept as float16, which costs it next to nothing, at T = 1 and at the training temperature. For the
+    ``discrete`` inputs of language models, whose dense labels nobody keeps in full, those have two precisions, topk
+    three, at the training temperature alone, and there are sampled labels of several numbers of draws.
     """
     temperatures = tuple(sorted({1.0, float(config.temperature)}))
+    if discrete:
+        at = (float(config.temperature),)
+        options: list[dict[str, Any]] = [{"encoding": "dense", "dtype": dtype} for dtype in ("float16", "int8")]
+        for k in sorted(set(config.k or default_tokens(classes)), reverse=True):
+            options += [{"encoding": "topk", "k": k, "dtype": dtype, "temperature": at} for dtype in TOPK_DTYPES]
+        drawn = sorted(set(config.draws or DRAWS), reverse=True)
+        return options + [{"encoding": "sampled", "draws": draws, "temperature": at} for draws in drawn]
     dense = [{"encoding": "dense", "dtype": dtype} for dtype in ("float32", "float16", "int8")]
     kept = sorted(set(config.k or default_k(classes)), reverse=True)
     return dense + [{"encoding": "topk", "k": k, "dtype": "float16", "temperature": temperatures} for k in kept]
 
 
+def name_of(options: Mapping[str, Any]) -> str:
+    """What the table calls an encoding.
+
+    >>> name_of({"encoding": "topk", "k": 8, "dtype": "float16"}), name_of({"encoding": "sampled", "draws": 50})
+    ('topk-8', 'sampled-50')
+    """
+    number = options.get("k", options.get("draws"))
+    if number is None:
+        return f"{options['encoding']} {options['dtype']}"
+    dtype = options.get("dtype", "float16")
+    return f"{options['encoding']}-{number}" + ("" if dtype == "float16" else f" {dtype}")
+
+
 def estimate(
-    job: Job, sample: Sample, options: Mapping[str, Any], config: PlanConfig, setup_seconds: float
+    job: Job,
+    sample: Sample,
+    options: Mapping[str, Any],
+    config: PlanConfig,
+    setup_seconds: float,
+    student: Standing | None = None,
 ) -> Estimate:
-    """Measure one encoding. ``setup_seconds`` are what a dump takes before the first batch."""
-    k = options.get("k")
-    name = f"{options['encoding']}-{k}" if k else f"{options['encoding']} {options['dtype']}"
-    encoding = encodings.make(
-        options["encoding"], dtype=options["dtype"], k=k, temperatures=options.get("temperature", (1.0,))
-    )
-    classes = len(job.dataset.classes)
+    """Measure one encoding. ``setup_seconds`` are what a dump takes before the first batch.
+
+    ``student``: of token sequences, the one that stands in.
+    """
+    name, classes = name_of(options), len(job.dataset.classes)
     try:
+        encoding = dataclasses.replace(job.config, **options).kept()
         encoding.specs(classes)
         arrays, encode_seconds = _encoded(job, encoding, sample)
     except EncodingError as error:
         return Estimate(name=name, options=options, problem=str(error))
     layout = _layout(job, encoding, classes)
     kept = encoding.decode(arrays, classes)
-    kl, agreement = _faithfulness(sample.logits, kept, config.temperature)
+    kl, agreement, fidelity = _faithfulness(encoding, sample.logits, kept, config.temperature)
     backends: dict[str, Backend] = {
         "labels": label_backend(config.store, encoding, classes, layout),
         "features": ZarrBackend.create(
@@ -126,10 +165,10 @@ def estimate(
     }
     relaid = dataclasses.replace(job, layout=layout, encoding=encoding, identity=_identity(job, encoding, layout))
     index = sizes.index_sizes(relaid)
-    fidelity = {"kl": kl, "top1_agreement": agreement, "entries_compared": len(sample.logits)}
     held = {"features": 0, **held, "index": round(sum(index(part) for part in layout.parts))}
     held["other"] = sizes.other_files(relaid, backends, fidelity, held)
     write_seconds, read_seconds = _storing(relaid, backends, stored)
+    encode_seconds *= layout.mean_length
     each = sample.seconds_per_entry(config.workers, encode_seconds)
     # A second thread writes one part while the teacher is at the next.
     dump = setup_seconds + layout.entries * max(each, write_seconds)
@@ -142,24 +181,40 @@ def estimate(
         parts=len(layout.parts),
         bytes_per_label=held["labels"] / layout.positions,
         bytes={**held, "total": sum(held.values())},
+        kept=len(kept.ids) / len(kept) if isinstance(kept, Sampled) else None,
         kl=kl,
         top1_agreement=agreement,
-        angles={
-            student: gradient_angles(
-                sample.logits, kept, stand_in(student, sample.logits, config.seed), config.temperature
-            )
-            for student in STUDENTS
+        angles=_angles(sample, kept, config) if student is None else {},
+        turns={} if student is None else student.turns(kept),
+        bare=student.turns(kept.bare()) if student is not None and isinstance(kept, TopK) else {},
+        seconds={
+            "encode": encode_seconds,
+            "write": write_seconds,
+            "read": read_seconds,
+            "dump": dump,
         },
-        seconds={"encode": encode_seconds, "write": write_seconds, "read": read_seconds, "dump": dump},
         break_even_epochs=break_even(dump, epoch * sample.forward_seconds, epoch * read_seconds),
     )
+
+
+def _angles(sample: Sample, kept: SoftLabels, config: PlanConfig) -> dict[str, Angles]:
+    at = config.temperature
+    return {
+        student: gradient_angles(sample.logits, kept, stand_in(student, sample.logits, config.seed), at)
+        for student in STUDENTS
+    }
 
 
 def _layout(job: Job, encoding: Encoding, classes: int) -> Layout:
     """How a dump with this encoding would cut the entries into parts."""
     specs = [*encoding.specs(classes).values(), *(spec.array for spec in job.feature_specs.values())]
-    size = job.config.part_size or part_size_for(sum(spec.row_bytes for spec in specs), job.layout.groups)
-    return dataclasses.replace(job.layout, part_size=size)
+    was = job.layout
+    each = sum(spec.row_bytes * (1 if spec.axis == "position" else min(spec.most, KEPT_GUESS)) for spec in specs)
+    size = job.config.part_size or part_size_for(each, was.groups, was.mean_length)
+    if not was.is_ragged:
+        return dataclasses.replace(was, part_size=size)
+    lengths = {split: job.dataset.lengths[job.dataset.rows(split)] for split in was.splits()}
+    return Layout.ragged({split: (lengths[split], views) for split, (_, views) in was.splits().items()}, size)
 
 
 def _identity(job: Job, encoding: Encoding, layout: Layout) -> dict[str, Any]:
@@ -169,34 +224,44 @@ def _identity(job: Job, encoding: Encoding, layout: Layout) -> dict[str, Any]:
 
 
 def _encoded(job: Job, encoding: Encoding, sample: Sample) -> tuple[dict[str, npt.NDArray[Any]], float]:
-    """The stored arrays of the sample, and the seconds that one entry took, on the teacher's device."""
+    """The stored arrays of the sample, and the seconds that one row of it took, on the teacher's device."""
     logits = torch.from_numpy(sample.logits).to(job.device)
     step, found = job.config.batch_size, []
-    encode(encoding, logits[:step])
+    if job.dataset.discrete:
+        step = max(1, LOGITS_AT_ONCE.get(job.device.type, 1 << 24) // logits.shape[1])
+    keys = position_keys(job.config.seed, len(logits))
+    encode(encoding, logits[:step], keys[:step])
     began = time.perf_counter()
     for first in range(0, len(logits), step):
-        found.append(encode(encoding, logits[first : first + step]))
+        found.append(encode(encoding, logits[first : first + step], keys[first : first + step]))
     seconds = time.perf_counter() - began
     arrays = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
     return arrays, seconds / len(logits)
 
 
 def _faithfulness(
-    logits_NC: npt.NDArray[np.float32], kept: SoftLabels, temperature: float
-) -> tuple[dict[str, dict[str, float]], float]:
-    """KL in nats by temperature, and the share of rows that keep their largest class."""
+    encoding: Encoding, logits_NC: npt.NDArray[np.float32], kept: SoftLabels, temperature: float
+) -> tuple[dict[str, dict[str, float]], float, dict[str, Any]]:
+    """KL in nats by temperature, the share of rows that keep their largest class, and both as a manifest has them."""
+    if isinstance(kept, Sampled):
+        counted = Fidelity(encoding, logits_NC.shape[1])
+        for rows in slices(*logits_NC.shape):
+            counted.compare(logits_NC[rows], kept.select(rows))
+        fidelity = summarise([("train", counted.totals())])
+        return {}, fidelity["top1_agreement"], fidelity
     found: dict[str, dict[str, float]] = {}
     agreed = 0
-    for at in sorted({1.0, temperature}):
+    for at in sorted({1.0, temperature} if not encoding.temperatures else {*encoding.temperatures}):
         divergences = []
         for rows in slices(*logits_NC.shape):
-            stored = stored_logprobs(kept.map(lambda array, rows=rows: array[rows]), at)  # type: ignore[misc]
+            stored = stored_logprobs(kept.select(rows), at)
             divergences.append(np.maximum(kl_divergence(log_softmax(logits_NC[rows], at), stored), 0.0))
             if at == temperature:
                 agreed += int((stored.argmax(axis=1) == logits_NC[rows].argmax(axis=1)).sum())
         every = np.concatenate(divergences)
         found[f"{at:g}"] = {"mean": float(every.mean()), "max": float(every.max())}
-    return found, agreed / len(logits_NC)
+    agreement = agreed / len(logits_NC)
+    return found, agreement, {"kl": found, "top1_agreement": agreement, "entries_compared": len(logits_NC)}
 
 
 def _storing(
@@ -204,35 +269,43 @@ def _storing(
 ) -> tuple[float, float]:
     """Seconds for one entry to be written and to be read, with digests and checksums, in memory.
 
-    A part of the cache's own length (or its first 65,536 entries) is filled with the sample, over and over.
+    A part of the cache's own length (or its first 65,536 positions) is filled with the sample, over and over.
     """
     whole, classes = job.layout.parts[0], len(job.dataset.classes)
-    count = min(whole.entries, sizes.MOST_ROWS)
-    part = dataclasses.replace(whole, entries=count, positions=count * job.layout.length)
+    length = round(job.layout.mean_length)
+    count = min(whole.entries, max(1, sizes.MOST_ROWS // length))
+    part = sizes.some_entries(job, whole, count)
     filled = {
-        what: {name: _repeated(value, part.positions) for name, value in arrays.items()}
+        what: some_positions(dict(arrays), backends[what].kept, _repeated(arrays, part.positions))
         for what, arrays in stored.items()
+        if what in backends
     }
+    kept = int(filled["labels"][KEPT].sum(dtype=np.int64)) if backends["labels"].kept else 0
     began = time.perf_counter()
     data = {path: file for what, made in backends.items() for path, file in made.encode(part, filled[what]).items()}
-    data[index_files.path_of(part.number)] = index_files.encode(part, sizes.index_rows(job, part), job.layout.length)
+    data[index_files.path_of(part.number)] = index_files.encode(part, sizes.index_rows(job, part))
     files, lengths = MemoryFiles(data), {path: len(file) for path, file in data.items()}
-    seals = {path: seal for made in backends.values() for path, seal in made.seals(files, part, lengths).items()}
-    record = PartRecord.of(part, {path: FileRecord.of(file) for path, file in data.items()}, {}, seals)
+    seals = {path: seal for made in backends.values() for path, seal in made.seals(files, part, lengths, kept).items()}
+    digests = {path: FileRecord.of(file) for path, file in data.items()}
+    record = PartRecord.of(part, digests, {KEPT: kept} if kept else {}, seals)
     job.encoding.bound(filled["labels"], classes)
     written = time.perf_counter() - began
 
-    order = np.random.default_rng(0).permutation(part.positions)
-    batches = [order[first : first + job.config.batch_size] for first in range(0, len(order), job.config.batch_size)]
+    # Sequences are read whole: those of a ragged part are taken to be of the mean length.
+    order, step = np.random.default_rng(0).permutation(part.positions // length), job.config.batch_size
+    whole_entries = (order[:, None] * length + np.arange(length)).reshape(-1)
+    batches = [whole_entries[first : first + step * length] for first in range(0, len(whole_entries), step * length)]
     # Training reads into the same arrays again and again; here they are those that were written.
     for _ in range(2):
         began = time.perf_counter()
         arrays = backends["labels"].read(files, record, filled["labels"])
         for rows in batches:
-            job.encoding.decode({name: value[rows] for name, value in arrays.items()}, classes)
+            job.encoding.decode(some_positions(arrays, backends["labels"].kept, rows), classes)
         read = time.perf_counter() - began
     return written / count, read / count
 
 
-def _repeated(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    return np.take(rows, np.arange(count) % len(rows), axis=0)
+def _repeated(arrays: Mapping[str, npt.NDArray[Any]], count: int) -> npt.NDArray[np.int64]:
+    """So many positions: those of a sample over and over."""
+    rows = len(arrays[KEPT]) if KEPT in arrays else len(next(iter(arrays.values())))
+    return np.arange(count, dtype=np.int64) % rows

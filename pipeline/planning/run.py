@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from pipeline.dump import prepare
 from pipeline.errors import EncodingError
-from pipeline.planning.choosing import choose, dump_options
+from pipeline.planning.choosing import choose, dump_options, reason, recommended
 from pipeline.planning.config import PlanConfig
 from pipeline.planning.estimates import candidates, estimate
 from pipeline.planning.report import PlanReport
-from pipeline.planning.sampling import ask_sample
+from pipeline.planning.sampling import ask_sample, default_size
+from pipeline.planning.standing import Standing
 from pipeline.progress import Progress, Silent
 
 
@@ -26,25 +28,32 @@ def run(config: PlanConfig, progress: Progress | None = None) -> PlanReport:
     began = time.perf_counter()
     job = prepare(config.dump())
     setup_seconds = time.perf_counter() - began
-    sample = ask_sample(job, config.sample, config.seed, progress)
-    wanted = candidates(config, len(job.dataset.classes))
+    classes, discrete = len(job.dataset.classes), job.dataset.discrete
+    if discrete and not config.given("temperature"):
+        config = dataclasses.replace(config, temperature=1.0)
+    sample = ask_sample(job, config.sample or default_size(discrete, classes), config.seed, progress)
+    student = Standing.of(sample.logits, sample.hidden, config.temperature) if discrete else None
+    wanted = candidates(config, classes, discrete)
     estimates = []
     with progress.bar("measure", len(wanted), "encodings") as bar:
         for options in wanted:
-            estimates.append(estimate(job, sample, options, config, setup_seconds))
+            estimates.append(estimate(job, sample, options, config, setup_seconds, student))
             bar.update(1)
     picked, refused = None, None
     try:
         picked = choose(estimates, config)
     except EncodingError as error:
         refused = str(error)
+    advised = recommended(estimates) if discrete and picked is None and refused is None else None
+    taken = picked or advised
     return PlanReport(
-        teacher=config.teacher,
+        teacher=job.config.teacher,
         data=job.dataset.name,
-        classes=len(job.dataset.classes),
+        classes=classes,
         entries=job.layout.entries,
         splits={s: {"examples": e, "views": v} for s, (e, v) in job.layout.splits().items()},
-        sample=len(sample.entries),
+        positions=job.layout.positions if discrete else None,
+        sample=len(sample.logits),
         temperature=config.temperature,
         device=str(job.device),
         forward_seconds=sample.forward_seconds,
@@ -54,6 +63,8 @@ def run(config: PlanConfig, progress: Progress | None = None) -> PlanReport:
         budget=config.budget,
         max_kl=config.max_kl,
         picked=None if picked is None else picked.name,
-        command=None if picked is None else f"{dump_options(config, picked)} --out CACHE",
+        recommended=None if advised is None else advised.name,
+        command=None if taken is None else f"{dump_options(config, taken)} --out CACHE",
+        reason="" if taken is None else reason(taken, estimates, config),
         refused=refused,
     )

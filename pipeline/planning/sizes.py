@@ -19,6 +19,7 @@ from pipeline.dump import Job
 from pipeline.dump.run import REPLAYED_EXAMPLES
 from pipeline.encodings import Arrays
 from pipeline.identity import digest_bytes
+from pipeline.sources.gathering import some_positions
 from pipeline.sources.replay import replay_table
 from pipeline.store import FileRecord, IndexRows, Layout, Manifest, Part, PartRecord, replay_file
 from pipeline.store import index as index_files
@@ -61,22 +62,31 @@ class Line:
 
 
 def array_size(backend: Backend, arrays: Arrays, layout: Layout) -> Size:
-    """Bytes of ``arrays`` (n rows each, n at least 1) in a part of ``layout``, by the number of its entries."""
+    """Bytes of ``arrays`` (of n positions, n at least 1) in a part of ``layout``, by the number of its entries.
+
+    Where entries are ragged, each counts as the mean.
+    """
+    positions = layout.mean_length
+    rows = len(next(value for name, value in arrays.items() if name not in backend.kept))
     if isinstance(backend, ZarrBackend):
-        sizes = [_shard_size(plan, arrays[name]) for name, plan in backend.plans.items()]
-        return lambda entries: sum(size(entries * layout.length) for size in sizes)
-    rows = len(next(iter(arrays.values())))
+        # Kept classes to a position: those of the sample, in the mean.
+        each = sum(len(arrays[n]) for n in backend.kept) / max(1, len(backend.kept) * rows)
+        sizes = [
+            (_shard_size(plan, arrays[name]), positions * (each if name in backend.kept else 1.0))
+            for name, plan in backend.plans.items()
+        ]
+        return lambda entries: sum(size(round(entries * number)) for size, number in sizes)
     if not rows:
         return Line(0.0, 0.0)
 
-    def written(positions: int) -> int:
-        part = dataclasses.replace(layout.parts[0], entries=positions, positions=positions)
+    def written(count: int) -> int:
+        part = dataclasses.replace(layout.parts[0], entries=count, positions=count)
         # Every n-th row: a sample is in the order of the dump, and each length should hold all of it.
-        held = {name: np.ascontiguousarray(value[_spread(rows, positions)]) for name, value in arrays.items()}
+        held = some_positions(dict(arrays), backend.kept, _spread(rows, count))
         return sum(len(data) for data in backend.encode(part, held).values())
 
     line = Line.through(rows, written(rows), rows // 2, written(max(1, rows // 2)))
-    return lambda entries: line(entries * layout.length)
+    return lambda entries: line(round(entries * positions))
 
 
 def _spread(rows: int, count: int) -> npt.NDArray[np.int64]:
@@ -86,7 +96,7 @@ def _spread(rows: int, count: int) -> npt.NDArray[np.int64]:
 def _shard_size(plan: ShardPlan, rows: npt.NDArray[Any]) -> Size:
     """Bytes of a shard by the number of its rows, of which ``rows`` are a sample."""
     if not plan.zstd:
-        return lambda count: len(plan.encode(np.zeros((count, *plan.trailing), plan.dtype)))
+        return lambda count: len(plan.encode(np.zeros((min(count, plan.capacity), *plan.trailing), plan.dtype)))
     # One chunk to a shard: the bytes of a chunk by its rows, without those of the shard's index.
     single = dataclasses.replace(plan, capacity=plan.chunk, shards=1)
     index = 16 * single.chunks + 4
@@ -115,7 +125,15 @@ def index_rows(job: Job, part: Part) -> IndexRows:
         labels=np.asarray(job.dataset.labels)[rows].astype(np.int64),
         input_digests=None if part.view else [job.dataset.known_digest(int(row)) for row in rows],
         split=part.split,
+        length=np.asarray(job.dataset.lengths, dtype=np.int64)[rows] if job.layout.is_ragged else None,
     )
+
+
+def some_entries(job: Job, part: Part, count: int) -> Part:
+    """The first so many entries of a part, as a part."""
+    rows = job.dataset.rows(part.split)[part.first : part.first + count]
+    positions = int(job.dataset.lengths[rows].sum()) if job.layout.is_ragged else count * job.layout.length
+    return dataclasses.replace(part, entries=count, positions=positions)
 
 
 def index_sizes(job: Job) -> Callable[[Part], float]:
@@ -126,8 +144,8 @@ def index_sizes(job: Job) -> Callable[[Part], float]:
             continue
 
         def written(entries: int, whole: Part = whole) -> int:
-            part = dataclasses.replace(whole, entries=entries, positions=entries * job.layout.length)
-            return len(index_files.encode(part, index_rows(job, part), job.layout.length))
+            part = some_entries(job, whole, entries)
+            return len(index_files.encode(part, index_rows(job, part)))
 
         most = min(whole.entries, MOST_ROWS)
         lines[whole.split, whole.view > 0] = Line.through(most, written(most), most // 2, written(max(1, most // 2)))
@@ -172,6 +190,7 @@ def _parts_table(layout: Layout, backends: Mapping[str, Backend], fidelity: Mapp
     """Bytes of parts.parquet. Digests do not compress: any will do."""
     names = ["bound", "labelled", "correct", "compared", "agreed"]
     names += [f"kl_{what}_T{temperature}" for temperature in fidelity["kl"] for what in ("sum", "max")]
+    names += [f"drawn_{what}_sum" for what in fidelity.get("draws", ())]
 
     def record(part: Part) -> PartRecord:
         paths = [path for backend in backends.values() for path in backend.paths(part.number).values()]

@@ -18,7 +18,7 @@ from pipeline.planning.report import human_seconds
 from pipeline.planning.sampling import Sample, shares
 from pipeline.planning.sizes import array_size, over_parts
 from pipeline.store import Group, Layout
-from pipeline.store.writer import label_backend
+from pipeline.store.fitting import label_backend
 
 LOGITS = (np.random.default_rng(0).standard_normal((5000, 60)) * 3).astype(np.float32)
 
@@ -54,7 +54,8 @@ def test_the_sample_has_the_proportions_of_the_dump():
 
 @pytest.mark.parametrize("store", ["zarr", "parquet"])
 @pytest.mark.parametrize(
-    "encoding", [Dense("float32"), Dense("float16"), Dense("int8"), TopK(6, "float16", (1.0, 4.0)), TopK(60, "float32")]
+    "encoding",
+    [Dense("float32"), Dense("float16"), Dense("int8"), TopK(6, "float16", (1.0, 4.0)), TopK(60), TopK(9, "int4")],
 )
 def test_a_tenth_of_the_rows_tells_the_bytes_of_all(encoding: encodings.Encoding, store: str):
     layout = Layout.of({"train": (4000, 1), "test": (1000, 1)}, part_size=1500)
@@ -67,6 +68,23 @@ def test_a_tenth_of_the_rows_tells_the_bytes_of_all(encoding: encodings.Encoding
         first += part.entries
     tenth = {name: np.ascontiguousarray(value[::10]) for name, value in every.items()}
     assert over_parts(array_size(backend, tenth, layout), layout) == pytest.approx(actual, rel=0.02)
+
+
+@pytest.mark.parametrize("store", ["zarr", "parquet"])
+def test_a_tenth_of_the_positions_tells_the_bytes_of_draws(store: str):
+    lengths = np.random.default_rng(3).integers(1, 9, 1100)
+    lengths[-1] = 5000 - lengths[:-1].sum()
+    layout = Layout.ragged({"train": (lengths, 1)}, part_size=300)
+    encoding = encodings.Sampled(12)
+    backend = label_backend(store, encoding, 60, layout)
+    keys = np.arange(5000, dtype=np.uint64)
+    actual, first = 0, 0
+    for part in layout.parts:
+        rows = slice(first, first + part.positions)
+        first += part.positions
+        actual += sum(len(data) for data in backend.encode(part, encoding.encode(LOGITS[rows], keys[rows])).values())
+    tenth = array_size(backend, encoding.encode(LOGITS[::10], keys[::10]), layout)
+    assert over_parts(tenth, layout) == pytest.approx(actual, rel=0.03)
 
 
 def test_what_is_not_compressed_is_exact():

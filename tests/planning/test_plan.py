@@ -163,7 +163,7 @@ def test_what_a_dump_refuses_a_plan_refuses(folder: Path):
     wrong = {
         "sample": 0,
         "budget": "5XB",
-        "batch_size": 0,
+        "batch_size": -1,
         "max_kl": -1.0,
         "store": "zar",
         "k": (0,),
