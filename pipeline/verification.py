@@ -18,12 +18,14 @@ import torch
 from pipeline.configuration import REQUIRED, Config, option, parse_arguments
 from pipeline.datasets import knowing, load_dataset
 from pipeline.devices import autocast, resolve_device
+from pipeline.encodings import Encoding
+from pipeline.encodings import Sampled as SampledEncoding
 from pipeline.errors import CacheMismatchError
 from pipeline.identity import short
 from pipeline.metrics import log_softmax
 from pipeline.models import check_model, frozen, load_model, logits_of, state_digest
 from pipeline.progress import Progress, Silent
-from pipeline.softlabels import SoftLabels, TopK
+from pipeline.softlabels import Sampled, SoftLabels, TopK
 from pipeline.sources import match, replay_views
 from pipeline.sources.matching import known_classes
 from pipeline.store import open_cache
@@ -136,7 +138,7 @@ def verify_with_teacher(config: VerifyConfig, progress: Progress | None = None) 
                 inputs = load_inputs(dataset, views, [(int(row), view) for row in rows]).to(device)
                 with torch.inference_mode(), autocast(device, precision):
                     logits = logits_of(teacher(inputs)).float().cpu().numpy()
-                difference = np.nan_to_num(differences(logits, stored), nan=np.inf, posinf=np.inf)
+                difference = np.nan_to_num(differences(logits, stored, cache.encoding), nan=np.inf, posinf=np.inf)
                 at = int(difference.argmax())
                 if difference[at] > largest:
                     largest, worst = float(difference[at]), f"{dataset.ids[int(rows[at])]}, view {view}"
@@ -151,11 +153,19 @@ def verify_with_teacher(config: VerifyConfig, progress: Progress | None = None) 
     return TeacherReport(compared, largest, cache.manifest.bound, config.tolerance, unit, worst)
 
 
-def differences(logits_NC: npt.NDArray[np.float32], stored: SoftLabels) -> npt.NDArray[np.float64]:
+def differences(
+    logits_NC: npt.NDArray[np.float32], stored: SoftLabels, encoding: Encoding | None = None
+) -> npt.NDArray[np.float64]:
     """The largest error of each row (N,), in the unit of the encoding's bound.
 
     Dense labels: of a centred logit. Top-k labels: of a kept probability or the residual, over declared temperatures.
+    Sampled labels, of which ``encoding`` says how they were drawn: how much further the weight of a class is from its
+    probability than draws can bring it (systematic ones), or do in one case out of a thousand million.
     """
+    if isinstance(stored, Sampled):
+        if not isinstance(encoding, SampledEncoding):
+            raise ValueError("sampled labels can be held to a teacher only by the encoding that drew them")
+        return _beyond_chance(logits_NC, stored, encoding)
     if not isinstance(stored, TopK):
         a, b = logits_NC.astype(np.float64), np.asarray(stored.logits, dtype=np.float64)
         a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
@@ -170,3 +180,24 @@ def differences(logits_NC: npt.NDArray[np.float32], stored: SoftLabels) -> npt.N
         np.put_along_axis(exact, ids, 0.0, axis=1)
         np.maximum(worst, np.abs(exact.sum(axis=1) - np.exp(residual.astype(np.float64))), out=worst)
     return worst
+
+
+def _beyond_chance(
+    logits_NC: npt.NDArray[np.float32], stored: Sampled, encoding: SampledEncoding
+) -> npt.NDArray[np.float64]:
+    """See ``differences``. A draw of a class stands for p / (n q); n q of them are expected.
+
+    Systematic draws are that number rounded up or down; independent ones stay within 6.5 standard deviations and
+    some 14 draws of it (Bernstein's inequality, at exp(-21)), which says little of one row of few draws.
+    """
+    p = np.exp(log_softmax(logits_NC, encoding.temperature))
+    q = p if encoding.counted else np.exp(log_softmax(logits_NC, encoding.temperature / encoding.proposal))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(q > 0, p / (encoding.n * q), 0.0)
+    missed = p.copy()
+    rows, ids = np.asarray(stored.rows), np.asarray(stored.ids, dtype=np.int64)
+    missed[rows, ids] -= stored.weights
+    allowed = each
+    if encoding.scheme == "independent":
+        allowed = 6.5 * np.sqrt(p * each) + 14.0 * each
+    return np.asarray(np.maximum(np.abs(missed) - allowed, 0.0).max(axis=1))

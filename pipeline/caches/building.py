@@ -81,9 +81,9 @@ def identify(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_bytes(encoding: Encoding, classes: int, features: Mapping[str, FeatureSpec]) -> int:
-    """Bytes of one position before compression."""
+    """Bytes of one position before compression, at most."""
     specs = [*encoding.specs(classes).values(), *(f.array for f in features.values())]
-    return sum(spec.row_bytes for spec in specs)
+    return sum(spec.position_bytes for spec in specs)
 
 
 def build(

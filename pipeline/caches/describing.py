@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError, TemperatureError
 from pipeline.metrics import predicted
 from pipeline.progress import Progress, Silent
-from pipeline.softlabels import SoftLabels, TopK
+from pipeline.softlabels import Sampled, SoftLabels, TopK
 from pipeline.store import Cache
 from pipeline.store.verify import check_values
 
@@ -149,8 +149,16 @@ def sureness(
 def entropy_and_confidence(soft: SoftLabels, temperature: float) -> Floats:
     """Entropy in nats and largest probability (2, N) of each row, a top-k residual spread evenly over its classes.
 
-    Raises TemperatureError when top-k labels did not keep this temperature.
+    Of sampled labels those of the draws themselves: their entropy is below the teacher's, and log n at most. Raises
+    TemperatureError when the labels did not keep this temperature.
     """
+    if isinstance(soft, Sampled):
+        weights, starts = np.asarray(soft.at(temperature), dtype=np.float64), np.asarray(soft.offsets)[:-1]
+        share = np.where(weights > 0, weights, 1.0)  # rounding leaves some at nothing, which counts nothing
+        if not len(soft):
+            return np.zeros((2, 0))
+        entropies, largest = np.add.reduceat(-share * np.log(share), starts), np.maximum.reduceat(weights, starts)
+        return np.stack([np.maximum(entropies, 0.0), np.minimum(largest, 1.0)])
     if isinstance(soft, TopK):
         kept, log_rest = (np.asarray(a, dtype=np.float64) for a in soft.at(temperature))
         rest, dropped = np.exp(log_rest), soft.num_classes - soft.ids.shape[1]
@@ -218,7 +226,7 @@ def _rows(count: int, wanted: int, random: np.random.Generator) -> npt.NDArray[n
 def _batches(cache: Cache, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
     """``rows`` in pieces that take some megabytes each."""
     specs = cache.encoding.specs(cache.classes).values()
-    each = sum(spec.row_bytes for spec in specs) * cache.manifest.layout.length
-    step = max(1, _BATCH_BYTES // each)
+    each = sum(spec.row_bytes for spec in specs) * cache.manifest.layout.mean_length
+    step = max(1, int(_BATCH_BYTES // each))
     for first in range(0, len(rows), step):
         yield rows[first : first + step]

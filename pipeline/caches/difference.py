@@ -185,8 +185,9 @@ def _apart(one: Cache, other: Cache, pairs: Mapping[str, tuple[Ints, Ints]]) -> 
         return f"not compared: {one.classes} and {other.classes} classes"
     if one.class_names and other.class_names and one.class_names != other.class_names:
         return "not compared: the classes have other names or another order"
-    if one.manifest.layout.length != other.manifest.layout.length:
-        return "not compared: entries of another number of positions"
+    for split, (ours, theirs) in pairs.items():
+        if not np.array_equal(one.lengths(split)[ours], other.lengths(split)[theirs]):
+            return "not compared: entries of another number of positions"
     return "" if any(len(ours) for ours, _ in pairs.values()) else "not compared: no example is in both"
 
 
@@ -206,12 +207,17 @@ def _compare(
     config: DiffConfig,
     progress: Progress,
 ) -> tuple[int, dict[str, dict[str, float]], float | None]:
-    """Entries compared, KL by temperature, and how often the largest soft label is the same class."""
+    """Entries compared, KL by temperature, and how often the largest soft label is the same class.
+
+    Draws have no KL: what one cache drew and the other did not would make it infinite.
+    """
     temperatures = config.temperature or _shared_temperatures(one, other)
+    if one.encoding.draws or other.encoding.draws:
+        temperatures = ()
     groups = [(split, view) for split in pairs for view in _same_views(one, other, split)]
     total = sum(len(pairs[split][0]) for split, _ in groups)
     stride = max(1, -(-total // config.entries)) if config.entries else 1
-    block = max(1, _BLOCK_BYTES // (8 * one.classes * one.manifest.layout.length))
+    block = max(1, int(_BLOCK_BYTES // (8 * one.classes * one.manifest.layout.mean_length)))
     sums = {t: [0.0, 0.0] for t in temperatures}
     compared = agreed = positions = 0
     with progress.bar("diff", -(-total // stride), "entry") as bar:

@@ -87,9 +87,7 @@ def run(config: MergeConfig, progress: Progress | None = None) -> BuildReport:
     return build(
         plan,
         config.out,
-        lambda part: contents_of(
-            joined.origins, part, first.encoding, first.classes, features=tuple(features), length=plan.layout.length
-        ),
+        lambda part: contents_of(joined.origins, part, first.encoding, first.classes, features=tuple(features)),
         verb="merge",
         sources=config.caches,
         overwrite=config.overwrite,
@@ -124,8 +122,6 @@ def _check_alike(caches: Sequence[Cache]) -> None:
         )
     for cache in caches[1:]:
         differing = [name for name in _ALIKE if cache.identity.get(name) != first.identity.get(name)]
-        if cache.manifest.layout.length != first.manifest.layout.length:
-            differing.append("positions of an entry")
         if differing:
             remedy = " Bring one to the other's encoding first: softlabels cache transcode" * ("encoding" in differing)
             raise CacheMismatchError(
@@ -182,7 +178,8 @@ def _views(caches: Sequence[Cache]) -> _Joined:
     views = {**first.identity["views"], "count": len(order), "merged": merged}
     shifts = np.cumsum([0, *(cache.identity["views"]["count"] - 1 for cache in caches)])
     tables = [_shifted(recorded_table(cache), int(shift)) for cache, shift in zip(caches, shifts[:-1], strict=True)]
-    layout = Layout.of(splits, first.part_size, first.manifest.layout.length)
+    _check_lengths(origins)
+    layout = origins.layout(first.part_size)
     return _Joined("views", layout, origins, {"views": views}, _replay(tables))
 
 
@@ -216,8 +213,23 @@ def _examples(caches: Sequence[Cache]) -> _Joined:
     splits = {s: (entry_of[s].shape[1], count if s == "train" else 1) for s in held}
     origins = Origins(caches, entry_of, {s: [(None, v) for v in range(n)] for s, (_, n) in splits.items()})
     changes = {"data": data_of(caches, entry_of), "splits": held}
-    layout = Layout.of(splits, first.part_size, first.manifest.layout.length)
+    _check_lengths(origins)
+    layout = origins.layout(first.part_size)
     return _Joined("examples", layout, origins, changes, _replay([recorded_table(cache) for cache in caches]))
+
+
+def _check_lengths(origins: Origins) -> None:
+    """Raise CacheMismatchError when an example has other numbers of positions in two of the caches."""
+    first = origins.caches[0]
+    for split, entry_of in origins.entry_of.items():
+        known = origins.lengths(split)
+        for cache, entries in zip(origins.caches, entry_of, strict=True):
+            here = np.flatnonzero(entries >= 0)
+            if len(here) and (cache.lengths(split)[entries[here]] != known[here]).any():
+                raise CacheMismatchError(
+                    f"{first.address} and {cache.address} have other numbers of positions for the same {split} "
+                    "examples: they make no one cache"
+                )
 
 
 def _union(caches: Sequence[Cache], split: str) -> Ints:

@@ -38,6 +38,7 @@ ENCODING = Dense()
 BLOCK_BYTES = 32 << 20
 """So many bytes of labels, as float64, are worked on at a time."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig(Config):
     """Options of ``softlabels cache noise``."""
@@ -95,8 +96,8 @@ def run(config: NoiseConfig, progress: Progress | None = None) -> NoiseReport:
     """Write the noisy mean of the caches at ``out``.
 
     Run again with the same options it goes on, or finds its cache: it does not draw twice for one result. Raises
-    CacheMismatchError when the caches are not of the same data, views and classes, ConfigError when one is noisy already
-    or teachers said to be disjoint are one, TemperatureError when a top-k cache did not keep the temperature, and the
+    CacheMismatchError when the caches are not of the same data, views and classes, ConfigError when one is noisy, or
+    teachers said to be disjoint are one, TemperatureError when a top-k cache did not keep the temperature, and the
     errors of ``build``.
     """
     caches = [opened(address) for address in config.caches]
@@ -112,8 +113,8 @@ def run(config: NoiseConfig, progress: Progress | None = None) -> NoiseReport:
         sigma=config.sigma,
         seed=config.seed,
     )
-    size = config.part_size or part_size_for(4 * first.classes * old.length, old.groups)
-    layout = Layout(old.groups, size, old.length)
+    size = config.part_size or part_size_for(4 * first.classes, old.groups, old.mean_length)
+    origins = [everything(cache) for cache in caches]
     description = {
         **_public(caches),
         "encoding": ENCODING.describe(),
@@ -124,13 +125,12 @@ def run(config: NoiseConfig, progress: Progress | None = None) -> NoiseReport:
     table = recorded_table(first)
     plan = Plan(
         identity=_identity(description, [cache.digest for cache in caches], config),
-        layout=layout,
+        layout=origins[0].layout(size),
         classes=first.classes,
         class_names=first.class_names,
         features={},
         replay=None if table is None else replay_file(table.replace_schema_metadata(None).combine_chunks()),
     )
-    origins = [everything(cache) for cache in caches]
     built = build(
         plan,
         config.out,
@@ -153,6 +153,11 @@ def _check(caches: Sequence[Cache], config: NoiseConfig) -> None:
                 f"{cache.address} is noisy already, and what is claimed of it holds for whatever is made of it. Name "
                 "caches that hold the teachers' own labels"
             )
+        if cache.encoding.draws:
+            raise ConfigError(
+                f"{cache.address} keeps draws from the teacher's distributions, which say more than a noisy mean of "
+                "these would: name caches that hold these (dense or topk)"
+            )
         kept = cache.encoding.temperatures
         if kept and not is_kept(config.temperature, kept):
             raise TemperatureError(
@@ -171,8 +176,8 @@ def _check(caches: Sequence[Cache], config: NoiseConfig) -> None:
         state = cache.identity["teacher"]["state"]
         if state is not None and owner.setdefault(state, cache.address) != cache.address:
             raise ConfigError(
-                f"{owner[state]} and {cache.address} were made by one teacher, {short(state)}: its training data is not "
-                "disjoint from itself. Name one of them, or leave --disjoint out"
+                f"{owner[state]} and {cache.address} were made by one teacher, {short(state)}: its training data is "
+                "not disjoint from itself. Name one of them, or leave --disjoint out"
             )
 
 
@@ -186,8 +191,6 @@ def _differences(first: Cache, other: Cache) -> Iterator[str]:
     prepared = {cache.identity["preprocessing"] for cache in (first, other)} - {None}
     if len(prepared) > 1:
         yield "preprocessing"
-    if ours.layout.length != theirs.layout.length:
-        yield "positions of an entry"
     if ours.layout.splits() != theirs.layout.splits():
         yield "splits or numbers of views"
         return
@@ -196,6 +199,8 @@ def _differences(first: Cache, other: Cache) -> Iterator[str]:
     for split in first.splits():
         if first.ids(split) != other.ids(split):
             yield f"examples, or another order of them, in {split}"
+        elif not np.array_equal(first.lengths(split), other.lengths(split)):
+            yield f"positions of an entry in {split}"
         elif ours.knows_content and theirs.knows_content and first.input_digests(split) != other.input_digests(split):
             yield f"content of the examples in {split}"
 
@@ -282,19 +287,19 @@ def _noisy(origins: Sequence[Origins], part: Part, sigma: float, temperature: fl
     Its statistics are of the noisy labels.
     """
     first = origins[0].caches[0]
-    length, classes = first.manifest.layout.length, first.classes
+    classes = first.classes
     made: list[Arrays] = []
-    step = max(1, BLOCK_BYTES // (8 * classes * length))
+    step = max(1, int(BLOCK_BYTES // (8 * classes * first.manifest.layout.mean_length)))
     for begin in range(0, part.entries, step):
         entries = min(step, part.entries - begin)
-        block = replace(part, first=part.first + begin, entries=entries, positions=entries * length)
-        total = np.zeros((block.positions, classes))
+        block = replace(part, first=part.first + begin, entries=entries)
+        total: Any = 0.0
         for origin in origins:
-            arrays, _ = gather(origin, block, (), length)
-            total += np.exp(stored_logprobs(origin.caches[0].decode(arrays), temperature))
+            arrays, _ = gather(origin, block, ())
+            total = total + np.exp(stored_logprobs(origin.caches[0].decode(arrays), temperature))
         noisy = with_noise(total / len(origins), sigma, draw)
         made.append(ENCODING.encode(logits_of(onto_simplex(noisy), temperature)))
     arrays = {name: np.concatenate([each[name] for each in made]) for name in made[0]}
     index = gather_index(origins[0], part)
-    statistics = accuracy(ENCODING.decode(arrays, classes), index.labels, ENCODING, length)
+    statistics = accuracy(ENCODING.decode(arrays, classes), index.labels, ENCODING)
     return Contents(arrays, index, {}, {**statistics, "bound": 0.0})

@@ -24,7 +24,7 @@ _GRID = 2.0**-20
 
 
 def bytes_for(part: int, seed: int | None) -> Bytes:
-    """Where the bytes of a part's noise come from: the operating system, or, of one installation the same again, a seed.
+    """Where the bytes of a part's noise come from: the operating system or, of one installation the same again, a seed.
 
     The system's generator is a cryptographic one. Those of numpy are not: whoever knew all but one record could
     subtract what should be the mean and see whether the rest is a stream of that generator.

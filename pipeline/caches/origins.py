@@ -13,8 +13,10 @@ from pipeline.caches.building import Contents
 from pipeline.encodings import Arrays, Encoding
 from pipeline.errors import CacheCorruptError
 from pipeline.fidelity import Fidelity, possible
-from pipeline.softlabels import SoftLabels, TopK
-from pipeline.store import Cache, IndexRows, Part
+from pipeline.metrics import predicted
+from pipeline.softlabels import SoftLabels
+from pipeline.store import Cache, IndexRows, Layout, Part
+from pipeline.store.spans import bounds_of, expand, placed
 from pipeline.store.verify import check_values
 
 Ints = npt.NDArray[np.int64]
@@ -45,6 +47,20 @@ class Origins:
             found.append(Piece(self.caches[number], view, places, entries[number, places]))
         return found
 
+    def lengths(self, split: str) -> Ints:
+        """The positions (N,) of each example of a split. Raises as ``Cache.index`` does."""
+        entries = self.entry_of[split]
+        found = np.zeros(entries.shape[1], dtype=np.int64)
+        for cache, there in zip(self.caches, entries, strict=True):
+            new = (there >= 0) & (found == 0)
+            if new.any():
+                found[new] = cache.lengths(split)[there[new]]
+        return found
+
+    def layout(self, part_size: int) -> Layout:
+        """The layout of the new cache."""
+        return Layout.ragged({s: (self.lengths(s), len(views)) for s, views in self.views.items()}, part_size)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -67,26 +83,38 @@ def everything(cache: Cache) -> Origins:
 
 
 def gather(
-    origins: Origins, part: Part, features: Sequence[str], length: int
+    origins: Origins, part: Part, features: Sequence[str]
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
     """Stored arrays and features of a part, or of some entries of one, out of the caches where they lie.
 
     Raises CacheCorruptError for what ``verify`` would name: a new cache is not made of it.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    kept: dict[str, npt.NDArray[Any]] = {}
-    for piece in origins.pieces(part):
+    pieces, lengths = origins.pieces(part), entry_lengths(origins, part)
+    begin = bounds_of(lengths)
+    labels: list[tuple[Ints, Arrays]] = []
+    others: list[tuple[Ints, Arrays]] = []
+    for piece in pieces:
         cache, view, entries = piece.cache, piece.view, piece.entries
-        positions = (piece.places[:, None] * length + np.arange(length)).reshape(-1)
+        positions = expand(begin[piece.places], lengths[piece.places])
         stored = cache.read_rows(part.split, view, entries)
         check_values(cache, cache.decode(stored), f"view {view} of {part.split}")
-        _place(arrays, stored, positions, part.positions)
-        for name in features:
-            found = cache.read_feature_rows(name, part.split, view, entries)
-            if not np.isfinite(found).all():
+        labels.append((positions, stored))
+        found = {name: cache.read_feature_rows(name, part.split, view, entries) for name in features}
+        for name, rows in found.items():
+            if not np.isfinite(rows).all():
                 raise CacheCorruptError(f"{cache.address}: feature {name} is not finite. Fetch the cache again")
-            _place(kept, {name: found}, positions, part.positions)
-    return arrays, kept
+        others.append((positions, found))
+    uneven = pieces[0].cache.stored_labels().kept
+    total = int(begin[-1])
+    return placed(labels, total, labels[0][1], uneven), placed(others, total, others[0][1], ())
+
+
+def entry_lengths(origins: Origins, part: Part) -> Ints:
+    """The positions (E,) of each entry of a part, or of some entries of one. Raises as ``Cache.index`` does."""
+    found = np.zeros(part.entries, dtype=np.int64)
+    for piece in origins.pieces(part):
+        found[piece.places] = piece.cache.lengths_of(part.split, piece.entries, piece.view)
+    return found
 
 
 def gather_index(origins: Origins, part: Part) -> IndexRows:
@@ -103,14 +131,7 @@ def gather_index(origins: Origins, part: Part) -> IndexRows:
             ids[place] = index.example_ids[number]
             if digests is not None and index.input_digests is not None:
                 digests[place] = index.input_digests[number]
-    return IndexRows(ids, part.view, part.split, seeds, labels, digests)
-
-
-def _place(out: dict[str, npt.NDArray[Any]], found: Arrays, positions: Ints, total: int) -> None:
-    for name, rows in found.items():
-        if name not in out:
-            out[name] = np.empty((total, *rows.shape[1:]), rows.dtype)
-        out[name][positions] = rows
+    return IndexRows(ids, part.view, part.split, seeds, labels, digests, length=entry_lengths(origins, part))
 
 
 def check_ids(cache: Cache) -> None:
@@ -124,10 +145,12 @@ def check_ids(cache: Cache) -> None:
 def index_of(cache: Cache, split: str, view: int, entries: Ints) -> IndexRows:
     """The index of some entries of one view, in their order.
 
-    Raises CacheCorruptError when they are other examples than those of the plain view.
+    Raises CacheCorruptError when they are other examples than those of the plain view, or longer or shorter ones.
     """
     found = _index_of(cache, split, view, entries)
-    if view and found.example_ids != _index_of(cache, split, 0, entries).example_ids:
+    plain = _index_of(cache, split, 0, entries) if view else found
+    alike = np.array_equal(cache.lengths_of(split, entries, view), cache.lengths_of(split, entries)) if view else True
+    if found.example_ids != plain.example_ids or not alike:
         raise CacheCorruptError(
             f"{cache.address}: view {view} of {split} is of other examples than the plain view. Fetch it again"
         )
@@ -152,20 +175,18 @@ def _index_of(cache: Cache, split: str, view: int, entries: Ints) -> IndexRows:
     return IndexRows(ids, view, split, seeds, labels, digests if known else None)
 
 
-def contents_of(
-    origins: Origins, part: Part, encoding: Encoding, classes: int, *, features: Sequence[str], length: int
-) -> Contents:
+def contents_of(origins: Origins, part: Part, encoding: Encoding, classes: int, *, features: Sequence[str]) -> Contents:
     """A part as its entries lie in the old caches, with the largest bound of those it comes from.
 
     Nobody asks the teacher again, so how faithful the labels are cannot be measured here: the statistics of a source's
     part are taken over where the very same entries make up the new one.
     """
-    arrays, kept = gather(origins, part, features, length)
+    arrays, kept = gather(origins, part, features)
     index = gather_index(origins, part)
     pieces = origins.pieces(part)
     statistics: dict[str, float] = dict(_same_part(pieces, part))
     if not statistics:
-        statistics = accuracy(encoding.decode(arrays, classes), index.labels, encoding, length)
+        statistics = accuracy(encoding.decode(arrays, classes), index.labels, encoding)
     statistics["bound"] = max(piece.cache.manifest.bound for piece in pieces)
     return Contents(arrays, index, kept, statistics)
 
@@ -181,17 +202,14 @@ def _same_part(pieces: Sequence[Piece], part: Part) -> Mapping[str, float]:
     return record.statistics if whole and possible(record.statistics, record.positions) else {}
 
 
-def accuracy(soft: SoftLabels, labels_N: Ints, encoding: Encoding, length: int) -> dict[str, float]:
+def accuracy(soft: SoftLabels, labels_N: Ints, encoding: Encoding) -> dict[str, float]:
     """How often the largest soft label is the hard one, as the sums of a part; only for one position an entry."""
     counted = Fidelity(encoding, soft.classes)
-    if length == 1:
+    if len(soft) == len(labels_N):
         counted.count(top_class(soft), labels_N)
     return {name: value for name, value in counted.totals().items() if name in ("labelled", "correct")}
 
 
 def top_class(soft: SoftLabels) -> Ints:
     """The class (N,) of the largest soft label of each row, of numpy soft labels."""
-    if isinstance(soft, TopK):
-        best = np.asarray(soft.logits).argmax(axis=1)
-        return np.asarray(np.take_along_axis(soft.ids, best[:, None], axis=1)[:, 0], dtype=np.int64)
-    return np.asarray(soft.logits.argmax(axis=1), dtype=np.int64)
+    return predicted(soft)

@@ -17,8 +17,8 @@ from pipeline.errors import CacheCorruptError, CacheError, CacheIncompleteError,
 from pipeline.fidelity import possible, summarise
 from pipeline.identity import canonical_json, digest
 from pipeline.store import CacheWriter, FeatureSpec, Layout, Manifest
+from pipeline.store.counts import RAGGED, least_format
 from pipeline.store.files import LocalFiles
-from pipeline.store.identity_fields import format_of
 from pipeline.store.manifest import MAX_BYTES, json_of, parse
 from pipeline.store.parts import LEAST_BYTES
 from pipeline.workspace import write_atomic
@@ -104,7 +104,7 @@ class Plan:
             "classes": self.classes,
             "class_names": list(self.class_names),
             "splits": {split: list(numbers) for split, numbers in self.layout.splits().items()},
-            "length": self.layout.length,
+            **({"length": self.layout.length} if self.layout.counts is None else {RAGGED: list(self.layout.counts)}),
             "features": {name: list(spec.shape) for name, spec in self.features.items()},
             "replay": self.replay is not None,
         }
@@ -139,19 +139,30 @@ class Plan:
 
 def _planned(body: dict[str, Any], where: str) -> Manifest:
     """What a plan says, held to all that a manifest may say."""
-    identity, length = body["identity"], body["length"]
-    splits = {split: {"examples": e, "views": v} for split, (e, v) in body["splits"].items()}
-    entries = sum(numbers["examples"] * numbers["views"] for numbers in splits.values())
-    parts = sum(-(-numbers["examples"] // identity["part_size"]) * numbers["views"] for numbers in splits.values())
+    identity, part_size = body["identity"], body["identity"]["part_size"]
+    splits = {split: (examples, views) for split, (examples, views) in body["splits"].items()}
+    if not all(type(n) is int and n >= 1 for n in (part_size, *(n for numbers in splits.values() for n in numbers))):
+        raise ValueError(f"it counts splits as {str(splits)[:200]}, in parts of {str(part_size)[:200]}")
+    parts = sum(-(-examples // part_size) * views for examples, views in splits.values())
     if parts > MOST_PARTS:
         raise ValueError(f"it counts {parts:,} parts, and {MOST_PARTS:,} are the most that is sensible")
+    entries = sum(examples * views for examples, views in splits.values())
+    each = body.get(RAGGED)
+    counts = {
+        "entries": entries,
+        "positions": entries * body["length"] if each is None else sum(each),
+        "parts": parts,
+        "splits": {split: {"examples": examples, "views": views} for split, (examples, views) in splits.items()},
+        **({} if each is None else {RAGGED: each}),
+    }
+    encoding = encodings.parse(identity["encoding"])
     fields = {
-        "format": format_of(identity),
+        "format": least_format(identity, ragged=each is not None, encoding=encoding, classes=body["classes"]),
         "identity": identity,
-        "counts": {"entries": entries, "positions": entries * length, "parts": parts, "splits": splits},
+        "counts": counts,
         "encoding": identity["encoding"],
         "bound": 0,
-        "temperatures": list(encodings.parse(identity["encoding"]).temperatures),
+        "temperatures": list(encoding.temperatures),
         "classes": body["classes"],
         "class_names": body["class_names"],
         "features": {name: {"shape": shape, "dtype": "float16"} for name, shape in body["features"].items()},

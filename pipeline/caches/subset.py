@@ -19,7 +19,7 @@ from pipeline.configuration import REQUIRED, Config, option
 from pipeline.errors import CacheCorruptError, ConfigError, some
 from pipeline.identity import SPLITS, digest_array, digest_dataset
 from pipeline.progress import Progress
-from pipeline.store import Cache, Layout, open_cache, replay_file
+from pipeline.store import Cache, open_cache, replay_file
 from pipeline.store.copies import default_folder
 
 Ints = npt.NDArray[np.int64]
@@ -60,35 +60,31 @@ def run(config: SubsetConfig, progress: Progress | None = None) -> BuildReport:
     entries = _chosen(config, source)
     manifest = source.manifest
     views = {s: min(config.views or n, n) for s, (_, n) in manifest.layout.splits().items()}
-    splits = {s: (len(rows), views[s]) for s, rows in entries.items()}
-    layout = Layout.of(splits, manifest.layout.part_size, manifest.layout.length)
-    random = max((views[s] for s in splits), default=1)
+    origins = Origins(
+        [source],
+        {s: rows[None] for s, rows in entries.items()},
+        {s: [(None, v) for v in range(views[s])] for s in entries},
+    )
+    random = max((views[s] for s in entries), default=1)
     changes = {
         "data": data_of([source], {s: rows[None] for s, rows in entries.items()}),
         "views": fewer_views(source.identity["views"], random),
-        "splits": [s for s in SPLITS if s in splits],
+        "splits": [s for s in SPLITS if s in entries],
         "features": {name: source.identity.get("features", {}).get(name, "unknown") for name in features},
     }
     options = {"splits": {s: digest_array(rows) for s, rows in entries.items()}, "views": random}
     plan = Plan(
         identity=derived([source], "subset", {**options, "features": list(features)}, changes),
-        layout=layout,
+        layout=origins.layout(source.part_size),
         classes=source.classes,
         class_names=source.class_names,
         features={name: manifest.features[name] for name in features},
         replay=replayed([source], entries, random),
     )
-    origins = Origins(
-        [source],
-        {s: rows[None] for s, rows in entries.items()},
-        {s: [(None, v) for v in range(count)] for s, (_, count) in splits.items()},
-    )
     return build(
         plan,
         config.out,
-        lambda part: contents_of(
-            origins, part, source.encoding, source.classes, features=features, length=layout.length
-        ),
+        lambda part: contents_of(origins, part, source.encoding, source.classes, features=features),
         verb="subset",
         sources=[source.address],
         overwrite=config.overwrite,

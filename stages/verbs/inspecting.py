@@ -100,6 +100,8 @@ def _step(step: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _bound(found: Mapping[str, Any]) -> str:
     if any(step["verb"] == "noise" for step in found["identity"].get("lineage", ())):
         return f"{found['bound']:.3g} from the noisy labels; none from what the teachers said"
+    if found["encoding"]["name"] == "sampled":
+        return "none of one draw; their mean is the distribution"
     if not found["bound"]:
         return "0: exact"
     if found["temperatures"]:

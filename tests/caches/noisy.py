@@ -25,7 +25,7 @@ def logits_by(teacher: int, part: Part) -> np.ndarray:
 
 
 def dumped(folder: Path, teacher: int, *, encoding: Encoding | None = None, part_size: int = 8, **more: Any) -> Cache:
-    """A cache as a dump would make it, with fidelity, a feature and a recorded view; ``more`` goes into its identity."""
+    """A cache as a dump would make it, with fidelity, a feature, a recorded view; ``more`` goes into its identity."""
     encoding = encoding or Dense()
     layout = Layout.of(SPLITS, part_size)
     body = {
@@ -105,4 +105,3 @@ def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 def probabilities(cache: Cache, temperature: float) -> np.ndarray:
     return np.concatenate([softmax(cache.decode(cache.read_part(p)).logits, temperature) for p in cache.parts])
-

@@ -122,8 +122,8 @@ def test_top_k_labels_train_whatever_lay_in_memory_before(
     softlabels_cache("import", source, "--encoding", "topk", "--k", 2, "--temperature", 4, "--out", tmp_path / "topk")
     allocate = Cache.allocate
 
-    def dirty(self: Cache, positions: int) -> dict[str, Any]:
-        arrays = allocate(self, positions)
+    def dirty(self: Cache, positions: int, kept: int = 0) -> dict[str, Any]:
+        arrays = allocate(self, positions, kept)
         for values in arrays.values():
             values.view(np.uint8)[:] = 0xFF
         return arrays

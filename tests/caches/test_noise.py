@@ -22,7 +22,6 @@ from pipeline.store import Cache, CacheWriter, Part, open_cache, verify
 from tests.caches.noisy import CLASSES, ROWS, configured, dumped, logits_by, noisy, probabilities, softmax
 from tests.store.small import files_of
 
-
 pytestmark = pytest.mark.usefixtures("own_notes")
 
 
@@ -43,7 +42,9 @@ def test_without_noise_to_speak_of_it_is_the_mean(
     assert made.ids("train") == teachers[0].ids("train") and made.encoding == Dense()
     assert made.input_digests("train") == teachers[0].input_digests("train")
     for view in made.views("train"):
-        ours, theirs = (np.concatenate([c.index(p).seeds for p in c.parts_of("train", view)]) for c in (made, teachers[0]))
+        ours, theirs = (
+            np.concatenate([c.index(p).seeds for p in c.parts_of("train", view)]) for c in (made, teachers[0])
+        )
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -67,7 +68,13 @@ def test_a_student_sees_labels_that_are_right_on_average(teachers: list[Cache], 
 def test_the_card_says_what_may_be_claimed(teachers: list[Cache], tmp_path: Path) -> None:
     made = noisy(tmp_path / "made", *teachers, epsilon=10.0, disjoint=True)
     card = (Path(made.address) / "README.md").read_text()
-    for words in ("epsilon = 10, delta = 1e-05", "one training record", "Not covered", "sqrt(2) / 3", "Not what a teacher"):
+    for words in (
+        "epsilon = 10, delta = 1e-05",
+        "one training record",
+        "Not covered",
+        "sqrt(2) / 3",
+        "Not what a teacher",
+    ):
         assert words in card, words
     assert "Exact: the logits" not in card and "The teacher's most probable" not in card
     step = made.manifest.lineage[0]
@@ -163,9 +170,7 @@ def test_a_cache_that_was_thrown_away_is_drawn_anew(teachers: list[Cache], tmp_p
         ({"views": {"transform": "flip", "seed": 1, "count": 3}}, "views"),
     ],
 )
-def test_caches_that_have_no_mean(
-    teachers: list[Cache], tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
+def test_caches_that_have_no_mean(teachers: list[Cache], tmp_path: Path, change: dict[str, Any], words: str) -> None:
     odd = dumped(tmp_path / "odd", 9, **change)
     with pytest.raises(CacheMismatchError, match=words):
         noise.run(configured(tmp_path / "x", teachers[0], odd))
@@ -180,7 +185,9 @@ def test_other_examples_and_splits_have_no_mean(teachers: list[Cache], tmp_path:
             noise.run(configured(tmp_path / "x", teachers[0], open_cache(tmp_path / name)))
     for number, ids in enumerate((("train/0", "train/1"), ("train/0", "train/2"))):
         (tmp_path / "ids").write_text("\n".join(ids))
-        config = subset.SubsetConfig(cache=teachers[number].address, out=tmp_path / f"two{number}", ids=tmp_path / "ids")
+        config = subset.SubsetConfig(
+            cache=teachers[number].address, out=tmp_path / f"two{number}", ids=tmp_path / "ids"
+        )
         subset.run(config)
     with pytest.raises(CacheMismatchError, match="examples, or another order"):
         noise.run(configured(tmp_path / "x", *(open_cache(tmp_path / f"two{n}") for n in range(2))))
@@ -245,12 +252,15 @@ def made(teachers: list[Cache], tmp_path: Path) -> Cache:
 
 def test_what_is_made_of_it_says_so_too(made: Cache, tmp_path: Path) -> None:
     for name, run in (
-        ("top", lambda out: transcode.run(transcode.TranscodeConfig(cache=made.address, out=out, encoding="topk", k=2))),
+        (
+            "top",
+            lambda out: transcode.run(transcode.TranscodeConfig(cache=made.address, out=out, encoding="topk", k=2)),
+        ),
         ("part", lambda out: subset.run(subset.SubsetConfig(cache=made.address, out=out, first=3))),
     ):
         run(tmp_path / name)
         found = open_cache(tmp_path / name)
-        assert [step["verb"] for step in found.manifest.lineage][0] == "noise"
+        assert next(step["verb"] for step in found.manifest.lineage) == "noise"
         card = (tmp_path / name / "README.md").read_text()
         assert "epsilon = 20" in card and "the teacher while dumping" not in card and "Exact: the logits" not in card
     assert "not the teacher" in open_cache(tmp_path / "top").manifest.fidelity["measured_against"]
@@ -315,4 +325,3 @@ def _digits(tmp_path: Path, weights: Path) -> tuple[noise.NoiseConfig, Callable[
 
     dump(DumpConfig(teacher="mlp-8", weights=weights, out=tmp_path / "digits", views=0))
     return noise.NoiseConfig(caches=(str(tmp_path / "digits"),), out=tmp_path / "noisy", sigma=0.1), noise.run
-

@@ -13,7 +13,6 @@ from pipeline.encodings import Dense
 from pipeline.store import Cache, open_cache
 from tests.caches.noisy import dumped, noisy
 
-
 pytestmark = pytest.mark.usefixtures("own_notes")
 
 
@@ -92,4 +91,3 @@ def test_replayed_views_hold_images_and_nothing_else(teachers: list[Cache], tmp_
     assert table.column_names == ["example_id", "view", "seed", "shape", "pixels"]
     assert table.to_pylist() == teachers[0].replayed_views().to_pylist()
     assert not table.schema.metadata
-

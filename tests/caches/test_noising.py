@@ -48,7 +48,7 @@ def test_the_projection_is_the_nearest_distribution() -> None:
     values = random.normal(0, 1, size=(40, 5)) * np.array([0.01, 0.3, 1, 10])[:, None].repeat(10, 0).reshape(40, 1)
     found = onto_simplex(values)
     assert (found >= 0).all() and found.sum(1) == pytest.approx(np.ones(40))
-    # The condition of Karush, Kuhn and Tucker: no distribution lies on the far side of the plane through the projection.
+    # The condition of Karush, Kuhn and Tucker: no distribution lies beyond the plane through the projection.
     corners = np.eye(5)
     away = np.einsum("nc,nkc->nk", values - found, corners[None] - found[:, None])
     assert (away <= 1e-9).all()
@@ -63,4 +63,3 @@ def test_what_is_stored_gives_the_noisy_mean_at_the_temperature() -> None:
         found = softmax(logits_of(probs, temperature), temperature)
         np.testing.assert_allclose(found, probs, atol=10 * FLOOR + 1e-6)
         assert found.min() >= 0.9 * FLOOR
-

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.caches.recoding import carried_bound, check_recoding, recode
+from pipeline.caches.recoding import carried_bound, check_recoding, lost, recode
 from pipeline.encodings import Dense, Encoding, TopK
 from pipeline.errors import ConfigError, EncodingError
 from pipeline.fidelity import stored_logprobs
+from pipeline.softlabels import TopK as TopKLabels
 from tests.contracts.encodings import centred, softmax
 
 CLASSES = 12
@@ -21,7 +22,7 @@ def logits(seed: int = 0, rows: int = 40, scale: float = 4.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "target", [Dense("float16"), Dense("int8"), TopK(5, "float32", (1.0, 3.0)), TopK(2, "float16")]
+    "target", [Dense("float16"), Dense("int8"), TopK(5, "float32", (1.0, 3.0)), TopK(2, "float16"), TopK(5, "int4")]
 )
 def test_exact_labels_become_what_a_dump_would_have_written(target: Encoding) -> None:
     values = logits()
@@ -59,7 +60,9 @@ def test_all_classes_kept_have_no_residual() -> None:
 
 
 @pytest.mark.parametrize("first", [Dense("float16"), Dense("int8")])
-@pytest.mark.parametrize("second", [Dense("float16"), Dense("int8"), TopK(4, "float16", (1.0, 4.0))])
+@pytest.mark.parametrize(
+    "second", [Dense("float16"), Dense("int8"), TopK(4, "float16", (1.0, 4.0)), TopK(5, "int4", (1.0, 4.0))]
+)
 def test_the_carried_bound_holds_against_the_teacher(first: Encoding, second: Encoding) -> None:
     values = logits(rows=300, scale=6.0)
     once = first.encode(values)
@@ -72,6 +75,35 @@ def test_the_carried_bound_holds_against_the_teacher(first: Encoding, second: En
     for temperature in second.temperatures:
         kept = np.take_along_axis(softmax(values, temperature), soft.ids, axis=1)
         assert np.abs(np.exp(soft.at(temperature)[0]) - kept).max() <= bound
+
+
+@pytest.mark.parametrize("first", [TopK(8, "float16", (1.0, 4.0)), TopK(7, "int8", (1.0, 4.0))])
+@pytest.mark.parametrize("second", [TopK(7, "int4", (1.0, 4.0)), TopK(3, "int4", (4.0,)), TopK(3, "float32", (1.0,))])
+def test_kept_classes_become_fewer_bits_within_the_carried_bound(first: TopK, second: TopK) -> None:
+    """And of few bits floats, which know no better than the few bits did."""
+    values = logits(rows=300, scale=6.0)
+    once = first.encode(values)
+    soft = first.decode(once, CLASSES)
+    twice = recode(soft, second, CLASSES)
+    bound = carried_bound(first.bound(once, CLASSES), first, second, lost(soft, second, twice, CLASSES))
+    assert bound > first.bound(once, CLASSES)
+    found = second.decode(twice, CLASSES)
+    direct = second.decode(second.encode(values), CLASSES)
+    if first.dtype == "float16":
+        np.testing.assert_array_equal(found.ids, direct.ids)
+    for temperature in second.temperatures:
+        kept = np.take_along_axis(softmax(values, temperature), found.ids, axis=1)
+        assert np.abs(np.exp(found.at(temperature)[0]) - kept).max() <= bound
+
+
+def test_labels_that_do_not_come_to_one_are_further_off_in_few_bits() -> None:
+    """Imported labels may not: few bits make them, which moves every class by its share of what was too much."""
+    ids, zero = np.array([[0, 1]]), np.zeros((1, 1), np.float32)
+    soft = TopKLabels(ids, np.zeros((1, 2), np.float32), zero + np.float32(np.log(2)), zero - 4.0, (1.0,), 12)
+    target = TopK(2, "int8")
+    arrays = recode(soft, target, CLASSES)
+    off = np.abs(np.exp(target.decode(arrays, CLASSES).at(1.0)[0]) - 0.5).max()
+    assert target.bound(arrays, CLASSES) < off <= lost(soft, target, arrays, CLASSES)
 
 
 def test_a_recoded_distribution_sums_to_one() -> None:

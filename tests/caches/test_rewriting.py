@@ -97,6 +97,19 @@ def test_another_encoding_is_what_a_dump_would_have_kept(cache: Cache, tmp_path:
     assert "measured_against" not in made.manifest.fidelity
 
 
+def test_kept_logits_become_four_bits(cache: Cache, tmp_path: Path) -> None:
+    half = transcoded(cache, tmp_path / "half", encoding="topk", dtype="float16", k=4, temperature=(1.0, 3.0))
+    made = transcoded(half, tmp_path / "made", dtype="int4")
+    assert made.encoding == TopK(4, "int4", (1.0, 3.0)) and made.manifest.format == 3 and verify(made).ok
+    assert half.manifest.bound < made.manifest.bound < 0.3
+    assert half.digest[:12] in made.manifest.fidelity["measured_against"]
+    assert 0 < made.manifest.fidelity["kl"]["1"]["mean"] < 0.05 and made.manifest.fidelity["top1_agreement"] == 1.0
+    fewer = transcoded(made, tmp_path / "fewer", k=3)
+    assert fewer.encoding == TopK(3, "int4", (1.0, 3.0)) and fewer.manifest.bound > made.manifest.bound
+    with pytest.raises(ConfigError, match="int4"):
+        transcoded(cache, tmp_path / "dense", dtype="int4")
+
+
 def test_a_second_loss_is_declared_on_top_of_the_first(cache: Cache, tmp_path: Path) -> None:
     once = transcoded(cache, tmp_path / "once", dtype="int8", part_size=8)
     twice = transcoded(once, tmp_path / "twice", dtype="float16", part_size=8)
@@ -137,7 +150,26 @@ def test_topk_cannot_become_dense(cache: Cache, tmp_path: Path) -> None:
     top = transcoded(cache, tmp_path / "top", encoding="topk", k=2)
     with pytest.raises(ConfigError, match="cannot become dense"):
         transcoded(top, tmp_path / "x", encoding="dense")
+    with pytest.raises(ConfigError, match="draws would have to hit them"):
+        transcoded(top, tmp_path / "x", encoding="sampled", draws=9)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"draws": 9}, "--draws is of"),
+        ({"encoding": "sampled", "k": 3}, "no --k"),
+        ({"encoding": "sampled", "dtype": "float16"}, "no --dtype"),
+        ({"encoding": "sampled", "temperature": (1.0, 4.0)}, "one --temperature"),
+        ({"encoding": "sampled", "draws": 70_000}, "65535"),
+    ],
+)
+def test_options_of_another_encoding_are_refused(
+    cache: Cache, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        transcoded(cache, tmp_path / "x", **options)
 
 
 def test_a_subset_holds_what_was_chosen_and_nothing_else(cache: Cache, tmp_path: Path) -> None:

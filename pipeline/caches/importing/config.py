@@ -11,8 +11,12 @@ from pipeline.configuration import REQUIRED, Config, option
 from pipeline.identity import SPLITS
 from pipeline.store import STORES
 
-FORMATS = ("auto", "tinyvit", "fkd", "npy", "npz", "parquet")
+SEQUENCES = ("top-logprobs", "distillkit")
+"""Formats whose examples are token sequences, with a distribution for each position."""
+
+FORMATS = ("auto", "tinyvit", "fkd", "npy", "npz", "parquet", *SEQUENCES)
 ID = "{id}"
+K = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,17 @@ class ImportConfig(Config):
         ID, "an example's id here, made of the source's: {id}.JPEG adds the suffix that FKD leaves out"
     )
     kind: str | None = option(None, "what the numbers of plain files are, where no name says so", choices=KINDS)
+    data: str | None = option(None, "of token sequences: the packing contract that was sent, tokens:FOLDER")
+    tokens_out: Path | None = option(
+        None, "of token sequences without --data: write a packing contract of them there; needs --tokenizer"
+    )
+    tokenizer: str | None = option(
+        None, "of token sequences without --data: the teacher's tokenizer.json, a folder with one, a name on the hub"
+    )
+    end_token: str | None = option(None, "with --tokens-out: the token that ends a document; the usual ones are known")
+    compression_config: Path | None = option(
+        None, "of distillkit: its configuration; compression_config.yaml in the source's folder unless given"
+    )
     made_at: float | None = option(None, "declare the temperature at which the source's probabilities were made")
     split: str = option("train", "of the examples, where the source does not say", choices=SPLITS)
     views: int = option(0, "only the first so many views (epochs, crops) of the source; 0 takes all")
@@ -43,7 +58,9 @@ class ImportConfig(Config):
         choices=("dense", "topk"),
     )
     dtype: str = option("float32", "of the kept logits", choices=("float32", "float16", "int8"))
-    k: int = option(10, "classes that topk keeps, of a source that has them all")
+    k: int = option(
+        0, f"classes that topk keeps; 0: {K} of a source that has them all, as many as every position has of sequences"
+    )
     temperature: tuple[float, ...] = option(
         (1.0, 4.0), "temperatures at which topk keeps the dropped mass, of a source that has all classes"
     )
@@ -52,13 +69,20 @@ class ImportConfig(Config):
     overwrite: bool = option(False, "replace a cache of another identity at --out")
 
     def problems(self) -> Iterator[str]:
-        yield from self.below(classes=0, views=0, part_size=0, k=1)
+        yield from self.below(classes=0, views=0, part_size=0, k=0)
         if self.made_at is not None and not 0 < self.made_at < float("inf"):
             yield f"--made-at should be a temperature above 0; found {self.made_at}"
         if ID not in self.id_template:
             yield f"--id-template should have {ID} in it, where the source's id goes; found {self.id_template!r}"
         if not self.temperature or not min(self.temperature) > 0:
             yield f"--temperature should be above 0, at least one; found {self.temperature}"
+        if self.data is not None and (named := self.given("tokens_out", "tokenizer", "class_names", "preprocessing")):
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in named)
+            yield f"--data says what {options} would say: leave it out, or --data"
+        if self.tokens_out is not None and self.tokenizer is None:
+            yield "--tokens-out needs the --tokenizer that the ids are of: a packing contract names its tokens"
+        if self.end_token is not None and self.tokens_out is None:
+            yield "--end-token is of --tokens-out"
         if self.encoding == "topk" and self.dtype == "int8":
             yield "--dtype int8 is for dense labels; topk keeps float32 or float16"
         for name in ("k", "temperature"):

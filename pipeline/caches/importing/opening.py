@@ -6,20 +6,33 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.caches.importing.config import FORMATS, ImportConfig
+from pipeline.caches.importing.config import FORMATS, SEQUENCES, ImportConfig
+from pipeline.caches.importing.distillkit_config import Compression
+from pipeline.caches.importing.expected import Expected
 from pipeline.caches.importing.fkd import FKD
 from pipeline.caches.importing.numpy_tables import NumpyTable, read_ids
 from pipeline.caches.importing.parquet_tables import ParquetTable
 from pipeline.caches.importing.plain import Plain, Table
+from pipeline.caches.importing.sequences import DistillKitFiles, Sequences, TopLogprobsFiles
 from pipeline.caches.importing.source import Source
 from pipeline.caches.importing.tinyvit import EPOCH, TinyViT
+from pipeline.caches.importing.vocabulary import Vocabulary
 from pipeline.errors import ConfigError, DataError
 
 TABLES = ("npy", "npz", "parquet")
+LINES = ("jsonl", "ndjson")
+COMPRESSION = "compression_config.yaml"
 
 
-def open_source(config: ImportConfig, classes: int | None) -> tuple[str, Source]:
+def open_source(
+    config: ImportConfig,
+    classes: int | None,
+    expected: Expected | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> tuple[str, Source]:
     """The format of a source and its reader; ``classes`` is their number where it was said.
+
+    ``expected``, ``vocabulary``: of token sequences, what they are held against, and the ids of tokens by name.
 
     Raises ConfigError for options that the format has no use for, DataError for files that are not of it.
     """
@@ -28,6 +41,8 @@ def open_source(config: ImportConfig, classes: int | None) -> tuple[str, Source]
     _check_options(config, name)
     if name in TABLES:
         return name, _plain(config, name, paths)
+    if name in SEQUENCES:
+        return name, _sequences(config, name, paths, expected, vocabulary)
     folder = paths[0]
     if len(paths) > 1 or not folder.is_dir():
         raise DataError(f"{config.source} should be one folder, as {name} makes it")
@@ -60,10 +75,16 @@ def _format(source: str, paths: Sequence[Path]) -> str:
             if EPOCH.fullmatch(path.name) or any(EPOCH.fullmatch(inner.name) for inner in path.iterdir()):
                 found.add("tinyvit")
             found |= {name for name in TABLES if any(path.glob(f"*.{name}"))}
+            if any(any(path.glob(f"*.{suffix}")) for suffix in LINES):
+                found.add("top-logprobs")
             if not found and any(path.rglob("*.tar")):
                 found.add("fkd")
         elif path.suffix[1:] in TABLES:
             found.add(path.suffix[1:])
+        elif path.suffix[1:] in LINES:
+            found.add("top-logprobs")
+    if found == {"parquet"} and (_folder(paths) / COMPRESSION).is_file():
+        found = {"distillkit"}
     if len(found) != 1:
         there = f"it holds {' and '.join(sorted(found))}" if found else "nothing in it is known by its name"
         raise DataError(f"{source}: {there}. Say --format {', '.join(FORMATS[1:])}")
@@ -75,7 +96,14 @@ def _check_options(config: ImportConfig, name: str) -> None:
     for option in ("ids", "kind"):
         if name not in TABLES and getattr(config, option) is not None:
             problems.append(f"--{option} is for plain files ({', '.join(TABLES)}); {name} says that itself")
-    if config.plain and name not in TABLES:
+    if name not in SEQUENCES:
+        of_tokens = config.given("data", "tokens_out", "tokenizer", "end_token")
+        problems += [f"--{o.replace('_', '-')} is of token sequences ({', '.join(SEQUENCES)})" for o in of_tokens]
+    elif config.plain:
+        problems.append(f"--plain: token sequences have no other views; the labels of {name} are plain")
+    if config.compression_config is not None and name != "distillkit":
+        problems.append(f"--compression-config is of distillkit; {name} has none")
+    if config.plain and name not in (*TABLES, *SEQUENCES):
         problems.append(f"--plain: the labels of {name} are of augmented images, all of them")
     if config.made_at is not None and name == "tinyvit":
         problems.append("--made-at: TinyViT's probabilities are made at temperature 1")
@@ -84,8 +112,7 @@ def _check_options(config: ImportConfig, name: str) -> None:
 
 
 def _plain(config: ImportConfig, name: str, paths: Sequence[Path]) -> Plain:
-    folders = [path for path in paths if path.is_dir()]
-    files = sorted({*(p for p in paths if p not in folders), *(p for f in folders for p in f.glob(f"*.{name}"))})
+    files = _files(paths, (name,))
     if config.ids is not None:  # a file of ids may lie among them
         files = [path for path in files if path.absolute() != Path(config.ids).absolute()]
     if not files:
@@ -97,15 +124,61 @@ def _plain(config: ImportConfig, name: str, paths: Sequence[Path]) -> Plain:
     ]
     if config.made_at is not None and tables[0].kind == "logits":
         raise ConfigError("--made-at is for probabilities; these files hold logits, which have no temperature")
-    folder = folders[0] if len(folders) == len(paths) == 1 else _common(files)
     return Plain(
-        folder,
+        _folder(paths) if len(paths) == 1 and paths[0].is_dir() else _common(files),
         tables,
         ids=None if config.ids is None else read_ids(config.ids, sum(table.rows for table in tables)),
         split=config.split,
         views=config.views,
         temperature=config.made_at or 1.0,
     )
+
+
+def _sequences(
+    config: ImportConfig, name: str, paths: Sequence[Path], expected: Expected | None, vocabulary: Vocabulary | None
+) -> Sequences:
+    suffixes = LINES if name == "top-logprobs" else ("parquet",)
+    files = _files(paths, suffixes)
+    if not files:
+        raise DataError(f"{config.source} holds no {' or '.join(f'.{suffix}' for suffix in suffixes)} files")
+    folder = _folder(paths)
+    folder = folder if all(folder in file.parents for file in files) else _common(files)
+    if name == "top-logprobs":
+        return TopLogprobsFiles(
+            folder,
+            files,
+            vocabulary=vocabulary,
+            k=config.k,
+            split=config.split,
+            template=config.id_template,
+            expected=expected,
+        )
+    described = config.compression_config or _folder(paths) / COMPRESSION
+    if not described.is_file():
+        raise ConfigError(
+            f"there is no {described}, which says how DistillKit's bytes are to be read. Name it: --compression-config"
+        )
+    return DistillKitFiles(
+        folder,
+        files,
+        compression=Compression.read(described),
+        k=config.k,
+        split=config.split,
+        template=config.id_template,
+        expected=expected,
+    )
+
+
+def _files(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """The files that are named, and those of the folders that are named."""
+    folders = [path for path in paths if path.is_dir()]
+    inside = (found for folder in folders for suffix in suffixes for found in folder.glob(f"*.{suffix}"))
+    return sorted({*(path for path in paths if path not in folders), *inside})
+
+
+def _folder(paths: Sequence[Path]) -> Path:
+    """The folder that is named, or that of the first file."""
+    return paths[0] if paths[0].is_dir() else paths[0].parent
 
 
 def _common(files: Sequence[Path]) -> Path:

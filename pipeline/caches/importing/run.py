@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy.typing as npt
 
 from pipeline import encodings
 from pipeline.caches.building import BuildReport, Contents, build, identify, row_bytes
-from pipeline.caches.importing import full, kept
-from pipeline.caches.importing.config import ID, ImportConfig
+from pipeline.caches.importing import full, kept, logprobs
+from pipeline.caches.importing.config import ID, ImportConfig, K
+from pipeline.caches.importing.expected import Expected
 from pipeline.caches.importing.opening import open_source
-from pipeline.caches.importing.source import Batch, Facts, Source
+from pipeline.caches.importing.source import Batch, Facts, Ints, Source
+from pipeline.caches.importing.vocabulary import Vocabulary
 from pipeline.caches.plan import Plan
 from pipeline.encodings import Arrays, Encoding, TopK
 from pipeline.errors import ConfigError, DataError, EncodingError
@@ -37,33 +40,50 @@ DECLARED = ("teacher", "preprocessing", "plain", "made_at", "kind", "ids", "id_t
 """Options that the lineage records: what the importer said of the source."""
 
 
-def run(config: ImportConfig, progress: Progress | None = None) -> BuildReport:
+@dataclass(frozen=True)
+class Known:
+    """What other files say of token sequences: ``pipeline.importing`` opens them.
+
+    ``expected``: the packing contract of --data; ``vocabulary``: of --tokenizer, or the contract's, where it was read;
+    ``class_names``: the V tokens of --tokenizer; ``digest``: of the tokenizer.
+    """
+
+    expected: Expected | None = None
+    vocabulary: Vocabulary | None = None
+    class_names: tuple[str, ...] = ()
+    digest: str | None = None
+
+
+def run(config: ImportConfig, progress: Progress | None = None, known: Known | None = None) -> BuildReport:
     """Import, or resume, or find the same cache finished.
 
     Raises ConfigError for options that do not fit the source, DataError for a source that is not what it should be,
     EncodingError naming the example that could not be kept, and as ``building.build`` does.
     """
     progress = progress or Silent()
+    if known is None:
+        if named := config.given("data", "tokens_out", "tokenizer"):
+            raise ConfigError(f"--{named[0].replace('_', '-')}: call pipeline.importing.run, which opens it")
+        known = Known()
     names = _class_names(config.class_names)
     said = config.classes or len(names) or None
     if names and said != len(names):
         raise ConfigError(f"--class-names names {len(names):,} classes; --classes says {said:,}")
-    form, source = open_source(config, said)
+    form, source = open_source(config, said, known.expected, known.vocabulary)
     try:
         files = source.scan(progress)
         facts = source.facts()
-        names = names or facts.class_names
+        names = names or facts.class_names or known.class_names
         classes = _classes(form, said, names, facts)
         encoding = _encoding(config, facts)
         specs = {name: spec for name, (_, spec) in facts.features.items()}
-        groups = Layout.of(facts.splits, 1).groups
-        layout = Layout(groups, config.part_size or part_size_for(row_bytes(encoding, classes, specs), groups))
+        layout = _layout(config, facts, row_bytes(encoding, classes, specs))
         unknown = _unknown(config, facts, names)
         step = {
             "verb": VERB,
             "format": form,
             "files": files,
-            "options": _said(config, names),
+            "options": _said(config, names, known),
             "source": dict(facts.notes),
             "unknown": list(unknown),
         }
@@ -71,7 +91,7 @@ def run(config: ImportConfig, progress: Progress | None = None) -> BuildReport:
         plan = Plan(identity, layout, classes, names, specs, None)
 
         def contents(part: Part) -> Contents:
-            return _contents(config, source, encoding, classes, part)
+            return _contents(config, source, encoding, classes, part, facts)
 
         return build(
             plan,
@@ -110,11 +130,22 @@ def _classes(form: str, said: int | None, names: tuple[str, ...], facts: Facts) 
     return count
 
 
+def _layout(config: ImportConfig, facts: Facts, position_bytes: int) -> Layout:
+    groups = Layout.of(facts.splits, 1).groups
+    if facts.lengths is None:
+        return Layout(groups, config.part_size or part_size_for(position_bytes, groups))
+    mean = float(np.concatenate(list(facts.lengths.values())).mean())
+    part_size = config.part_size or part_size_for(position_bytes, groups, mean)
+    return Layout.ragged(
+        {split: (lengths, facts.splits[split][1]) for split, lengths in facts.lengths.items()}, part_size
+    )
+
+
 def _encoding(config: ImportConfig, facts: Facts) -> Encoding:
     """How the labels are kept. Raises ConfigError where the source lacks what the options ask for."""
     if facts.kept is None:
         name = config.encoding or "dense"
-        return encodings.make(name, dtype=config.dtype, k=config.k, temperatures=config.temperature)
+        return encodings.make(name, dtype=config.dtype, k=config.k or K, temperatures=config.temperature)
     problems = [
         f"--{name} is of a source that has all classes: this one has the {facts.kept} largest, at one temperature"
         for name in ("k", "temperature")
@@ -135,10 +166,10 @@ def _unknown(config: ImportConfig, facts: Facts, names: tuple[str, ...]) -> tupl
     found = {
         "teacher": config.teacher is None,
         "weights": True,
-        "preprocessing": config.preprocessing is None,
+        "preprocessing": config.preprocessing is None and facts.preprocessing is None,
         "class names": not names,
-        "content of the examples": True,
-        "views": not config.plain or several,
+        "content of the examples": facts.content is None,
+        "views": facts.lengths is None and (not config.plain or several),
         "seeds of the views": (several or facts.augmented) and not facts.seeded,
         "temperature (taken as 1)": facts.probabilities and config.made_at is None and not facts.at_one,
     }
@@ -148,12 +179,16 @@ def _unknown(config: ImportConfig, facts: Facts, names: tuple[str, ...]) -> tupl
     return (*(name for name, is_unknown in found.items() if is_unknown), *residual, *facts.unknown)
 
 
-def _said(config: ImportConfig, names: tuple[str, ...]) -> dict[str, Any]:
+def _said(config: ImportConfig, names: tuple[str, ...], known: Known) -> dict[str, Any]:
     """The options that say something of the source, those that were given."""
     values = config.as_dict()
     given = {name: values[name] for name in DECLARED if values[name] != getattr(type(config), name)}
     if config.ids not in (None, "row"):
         given["ids"] = "a file"  # whose ids are in the cache, and whose place concerns nobody
+    if known.expected is not None:
+        given["data"] = known.expected.digest
+    if known.digest is not None:
+        given["tokenizer"] = known.digest
     return {**given, **({"class_names": list(names)} if config.class_names else {})}
 
 
@@ -167,18 +202,18 @@ def _identity(
 ) -> dict[str, Any]:
     """The identity of a dump, with null for what is unknown."""
     count = max(views for _, views in facts.splits.values())
-    known = config.plain and count == 1
+    known = facts.lengths is not None or (config.plain and count == 1)
     views = {
         "transform": PLAIN_VIEWS if known else None,
         "seed": 0 if known else None,
         "count": count,
-        "plain": config.plain,
+        "plain": facts.lengths is not None or config.plain,
     }
     return identify(
         {
             "teacher": {"reference": config.teacher, "args": {}, "state": None, "precision": None},
-            "data": {"digest": None, "examples": sum(examples for examples, _ in facts.splits.values())},
-            "preprocessing": config.preprocessing,
+            "data": {"digest": facts.content, "examples": sum(examples for examples, _ in facts.splits.values())},
+            "preprocessing": config.preprocessing if facts.preprocessing is None else facts.preprocessing,
             "class_names": list(names),
             "views": views,
             "splits": [split for split in SPLITS if split in facts.splits],
@@ -191,32 +226,46 @@ def _identity(
     )
 
 
-def _contents(config: ImportConfig, source: Source, encoding: Encoding, classes: int, part: Part) -> Contents:
+def _contents(
+    config: ImportConfig, source: Source, encoding: Encoding, classes: int, part: Part, facts: Facts
+) -> Contents:
     """One part, a run of rows after another: its labels at full length may be a hundred times what is kept."""
+    own = slice(part.first, part.first + part.entries)
+    lengths = None if facts.lengths is None else facts.lengths[part.split][own]
     fidelity, bound = Fidelity(encoding, classes), 0.0
     arrays: dict[str, list[npt.NDArray[Any]]] = {}
     features: dict[str, list[npt.NDArray[Any]]] = {}
     ids: list[str] = []
+    digests: list[str] = []
     seeds, labels = (np.full(part.entries, -1, np.int64) for _ in range(2))
-    run_of = max(1, RUN_BYTES // (8 * classes))
+    run_of = _run_of(encoding, classes, part, lengths)
     stride = max(1, part.entries // SAMPLED)
     for first in range(0, part.entries, run_of):
         rows = slice(first, min(first + run_of, part.entries))
         batch = source.read(part.split, part.view, part.first + first, rows.stop - first, classes)
-        named = [config.id_template.replace(ID, example_id) for example_id in batch.ids]
+        named = list(batch.ids) if lengths is not None else [config.id_template.replace(ID, i) for i in batch.ids]
         _check_labels(config, batch, named, classes)
         try:
             made, off = _encode(batch.said, encoding, classes)
         except EncodingError as error:
-            raise _named(error, part, named) from None
+            raise _named(error, part, named, None if lengths is None else lengths[rows]) from None
         _measure(fidelity, batch, made, slice(-first % stride, None, stride))
         for lists, new in ((arrays, made), (features, batch.features)):
             for name, values in new.items():
                 lists.setdefault(name, []).append(values)
         ids += named
+        digests += batch.digests or ()
         seeds[rows], labels[rows] = batch.seeds, batch.labels
         bound = max(bound, off)
-    index = IndexRows(example_ids=ids, view=part.view, split=part.split, seeds=seeds, labels=labels, input_digests=None)
+    index = IndexRows(
+        example_ids=ids,
+        view=part.view,
+        split=part.split,
+        seeds=seeds,
+        labels=labels,
+        input_digests=digests or None,
+        length=lengths,
+    )
     joined = [{name: np.concatenate(pieces) for name, pieces in lists.items()} for lists in (arrays, features)]
     sums = fidelity.totals()
     if not fidelity.compared:
@@ -233,18 +282,35 @@ def _check_labels(config: ImportConfig, batch: Batch, ids: Sequence[str], classe
         )
 
 
-def _named(error: EncodingError, part: Part, ids: Sequence[str]) -> EncodingError:
+def _run_of(encoding: Encoding, classes: int, part: Part, lengths: Ints | None) -> int:
+    """Entries that are encoded at a time. Sequences are never widened to all classes."""
+    if lengths is None or not isinstance(encoding, TopK):
+        return max(1, RUN_BYTES // (8 * classes))
+    return max(1, RUN_BYTES * part.entries // (128 * encoding.k * part.positions))
+
+
+def _named(error: EncodingError, part: Part, ids: Sequence[str], lengths: Ints | None) -> EncodingError:
     if error.row is None:
         return error
-    return EncodingError(f"example {ids[error.row]} of {part.split}, view {part.view}: {error}", error.row)
+    if lengths is None:
+        return EncodingError(f"example {ids[error.row]} of {part.split}, view {part.view}: {error}", error.row)
+    ends = np.cumsum(lengths)
+    entry = int(np.searchsorted(ends, error.row, side="right"))
+    place = error.row - int(ends[entry] - lengths[entry])
+    return EncodingError(f"scored position {place} of example {ids[entry]} of {part.split}: {error}", error.row)
 
 
-def _encode(said: full.Full | kept.Kept, encoding: Encoding, classes: int) -> tuple[dict[str, npt.NDArray[Any]], float]:
+def _encode(
+    said: full.Full | kept.Kept | logprobs.TopLogprobs, encoding: Encoding, classes: int
+) -> tuple[dict[str, npt.NDArray[Any]], float]:
     """Stored arrays and their bound."""
     if isinstance(said, full.Full):
         return full.encode(said, encoding)
     if not isinstance(encoding, TopK):
         raise TypeError("top-k probabilities are kept as topk")
+    if isinstance(said, logprobs.TopLogprobs):
+        made = logprobs.encode(said, classes, encoding)
+        return made.arrays, made.bound
     return kept.encode(said, classes, encoding)
 
 
@@ -254,6 +320,11 @@ def _measure(fidelity: Fidelity, batch: Batch, arrays: Arrays, sample: slice) ->
     if isinstance(said, full.Full):
         fidelity.count(full.predicted(said), batch.labels)
         fidelity.compare(said.logits[sample], {name: array[sample] for name, array in arrays.items()})
+        return
+    if isinstance(said, logprobs.TopLogprobs):
+        if batch.targets is not None:
+            best = np.take_along_axis(said.ids, said.logprobs.argmax(axis=1)[:, None], axis=1)[:, 0]
+            fidelity.count(best, batch.targets)
         return
     best = np.take_along_axis(said.ids, said.probs.argmax(axis=1)[:, None], axis=1)[:, 0]
     fidelity.count(best.astype(np.int64), batch.labels)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pipeline.caches.importing.full import Full
 from pipeline.caches.importing.kept import Kept
+from pipeline.caches.importing.logprobs import TopLogprobs
 from pipeline.errors import DataError
 from pipeline.identity import digest
 from pipeline.progress import Progress
@@ -26,13 +27,19 @@ BLOCK = 4 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    """N examples of one view: their ids and what was said of them; ``seeds`` and ``labels`` (N,), -1 where unknown."""
+    """N examples of one view: their ids and what was said of them; ``seeds`` and ``labels`` (N,), -1 where unknown.
+
+    ``TopLogprobs`` are of all P positions of the examples, one after another; ``targets`` (P,): the token that the text
+    goes on with; ``digests``: N hex sha256 of the examples' content.
+    """
 
     ids: Sequence[str]
-    said: Full | Kept
+    said: Full | Kept | TopLogprobs
     seeds: Ints
     labels: Ints
     features: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    targets: Ints | None = None
+    digests: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,9 @@ class Facts:
     - ``probabilities``: whether it has probabilities, and not logits;
     - ``augmented``: whether its images are; ``seeded``: whether it has seeds; ``at_one``: probabilities at T = 1;
     - ``unknown``: what it cannot say, beyond teacher, data and views; ``notes``: facts for the lineage;
-    - ``features``: name -> what it is and how it is kept.
+    - ``features``: name -> what it is and how it is kept;
+    - of token sequences, which are plain and known by their tokens: ``lengths``: the positions of each example of each
+      split; ``content``: digest of the data; ``preprocessing``: in words, where a packing contract says it.
     """
 
     splits: Mapping[str, tuple[int, int]]
@@ -59,6 +68,9 @@ class Facts:
     unknown: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     features: Mapping[str, tuple[str, FeatureSpec]] = field(default_factory=dict)
+    lengths: Mapping[str, Ints] | None = None
+    content: str | None = None
+    preprocessing: str | None = None
 
 
 class Source(ABC):
