@@ -12,7 +12,22 @@ from pathlib import Path
 
 from benchmarks.measure import Settings, Table, document, machine, result_name
 
-NAMES = ("reading", "writing", "steps", "sweeps", "peers", "dumping", "memory", "encodings", "remote", "gpu")
+NAMES = (
+    "reading",
+    "writing",
+    "steps",
+    "sweeps",
+    "peers",
+    "dumping",
+    "memory",
+    "encodings",
+    "distillkit",
+    "fused_loss",
+    "language",
+    "lm_encodings",
+    "remote",
+    "gpu",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -127,7 +127,7 @@ def steps(cache: Cache, logits: npt.NDArray[np.float32], settings: Settings, rou
         "encode": lambda: encoding.encode(logits),
         "chunks and crc32c": lambda: plan.encode(arrays["logits"]),
         "sha256": lambda: digest_bytes(shard),
-        "index": lambda: index_files.encode(part, index, layout.length),
+        "index": lambda: index_files.encode(part, index),
         "write": put,
         "fsync (disk)": sync,
     }
