@@ -3,6 +3,7 @@
 # make chains   teachers, tutors and students in chains (examples/chains), then where its report is
 # make claims   what others published, tried again (examples/claims), then where its report is
 # make compression  a teacher's size and time cut to a fraction (examples/compression), then the table of five seeds
+# make repro-lm   a language model distilled, one distribution per token (examples/language_model), then its report
 # make test     ruff, mypy and the tests           make lint | types | format | bench | faults | clean | distclean
 #
 # Each target makes .venv by itself the first time. Without a GPU, the CPU build of torch is the smaller download:
@@ -16,12 +17,12 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := compress,dev,dvc,hf,report
+EXTRAS := compress,dev,dvc,hf,lm,report
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro methods chains claims compression test lint types format bench faults clean distclean
+.PHONY: repro repro-lm methods chains claims compression test lint types format bench faults clean distclean
 .DEFAULT_GOAL := test
 
 # torch first and alone, so that the index named above decides which build it is: 2.x.y+cpu sorts above 2.x.y.
@@ -38,6 +39,10 @@ $(READY): pyproject.toml constraints.txt
 repro: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo "report: $(CURDIR)/report/index.html"
+
+repro-lm: $(READY)
+	cd examples/language_model && PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@echo "report: $(CURDIR)/examples/language_model/report/index.html"
 
 methods: $(READY)
 	cd examples/methods && PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
@@ -82,6 +87,7 @@ clean:
 	cd examples/chains && rm -rf caches models runs evaluations report
 	cd examples/claims && rm -rf caches claims data models runs evaluations report
 	cd examples/compression && rm -rf caches compressed evaluations models runs report
+	cd examples/language_model && rm -rf caches compressed data evaluations models runs report
 	rm -rf caches models runs evaluations compressed report build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, MissingDependencyError
 
-LIBRARIES = frozenset({"arrays", "images", "torchvision", "hf", "timm"})
+LIBRARIES = frozenset({"arrays", "images", "tokens", "torchvision", "hf", "timm"})
 """Prefixes of references that name a file or a library's object, not people's own code."""
 
 WRAPPERS = frozenset({"munge", "hydra"})

@@ -22,7 +22,7 @@ COMMANDS = {
     "merge": ("stages.verbs.rewriting:merge", "Parts, views or examples that several teams dumped, as one cache."),
     "noise": ("stages.verbs.rewriting:noise", "The mean of teachers' labels with noise, and what it gives away."),
     "extend": ("stages.verbs.extending:extend", "The dataset grew: only new examples meet the teacher."),
-    "import": ("stages.verbs.importing:command", "Labels that others published: TinyViT, FKD, npy, npz, Parquet."),
+    "import": ("stages.verbs.importing:command", "Labels that others made: servers, DistillKit, TinyViT, FKD, tables."),
     "finalize": ("stages.verbs.finishing:finalize", "Finish a cache whose parts several processes made."),
     "gc": ("stages.verbs.finishing:gc", "List or remove what killed runs left behind."),
 }

@@ -12,6 +12,7 @@ from stages.lazy import LazyGroup
 from stages.options import SETTINGS, version
 
 COMMANDS = {
+    "tokenize": ("stages.tokenize", "Turn text into token sequences that a teacher and its students share."),
     "fit-teacher": ("stages.fit_teacher", "Train a teacher on the hard labels of a dataset."),
     "dump": ("stages.dump", "Run a teacher once over every view and keep what it said."),
     "train": ("stages.train", "Train a student from a cache, or on hard labels."),

@@ -14,7 +14,7 @@ pytest.importorskip("dvc")
 from tests.examples import ROOT, is_stage, stages_as_read
 from tests.test_dvc import FOLDERS, inputs, is_under, outputs, paths_of, settings_of
 
-EXAMPLES = ("chains", "claims", "compression", "methods")
+EXAMPLES = ("chains", "claims", "compression", "language_model", "methods")
 
 
 @pytest.fixture(scope="module", params=EXAMPLES)

@@ -29,7 +29,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("caches",),
     ("datasets", "views", "models", "losses", "devices", "transforms", "mixing", "corruptions"),
     ("sources", "runs", "artefacts"),
-    ("dump", "planning", "training", "evaluation", "compression", "report", "teacher", "verification"),
+    (
+        *("dump", "planning", "training", "trainer", "evaluation", "compression", "report", "teacher", "tokenize"),
+        *("verification", "importing"),
+    ),
     ("stages",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -26,7 +26,7 @@ def test_the_teacher_agrees_with_itself(small: SmallPipeline) -> None:
 def test_an_answer_that_is_no_number_is_beyond_every_bound(
     small: SmallPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "differences", lambda logits, stored: np.full(len(logits), np.nan))
+    monkeypatch.setattr(verification, "differences", lambda logits, stored, encoding: np.full(len(logits), np.nan))
     report = ask(small)
     assert not report.ok and report.largest == np.inf
 

@@ -116,7 +116,7 @@ def test_verify_offers_every_option_of_its_configuration_with_its_default() -> N
 def test_a_difference_from_the_teacher_is_no_damage(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from pipeline import verification
 
-    monkeypatch.setattr(verification, "differences", lambda logits, stored: logits.max(axis=1) * 0 + 0.5)
+    monkeypatch.setattr(verification, "differences", lambda logits, stored, encoding: logits.max(axis=1) * 0 + 0.5)
     weights = str(teacher_in(tmp_path))
     result = invoke("verify", str(cache), "--teacher", "mlp-8", "--weights", weights, "--entries", "3")
     assert result.exit_code == 1 and "BEYOND" in result.stderr and "Fetch it again" not in result.stderr

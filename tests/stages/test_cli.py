@@ -52,7 +52,7 @@ def test_an_unknown_command_is_wrong_usage() -> None:
     assert invoke("destill").exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["dump", "train", "evaluate", "compress", "report", "fit-teacher"])
+@pytest.mark.parametrize("name", ["tokenize", "dump", "train", "evaluate", "compress", "report", "fit-teacher"])
 def test_a_missing_option_is_wrong_usage(name: str) -> None:
     result = invoke(name)
     assert result.exit_code == 2 and "--out" in result.stderr
