@@ -113,7 +113,7 @@ def run(settings: Settings) -> Table:
 
 def decoding(settings: Settings) -> list[Row]:
     """Positions a second on one core."""
-    rows = settings.pick(1 << 16, 1 << 9)
+    rows = settings.pick(1 << 14, 1 << 9)
     teacher, encoding = Teacher.make(), Sampled(n=DRAWS)
     pieces = []
     for first in range(0, rows, DECODED):
@@ -148,11 +148,11 @@ class Student:
 
 def steps(settings: Settings) -> list[Row]:
     """A step fed from the cache against the same with its labels in RAM, and with hard labels alone."""
-    rows = settings.pick(512, 32)
+    rows = settings.pick(128, 32)
     vocabulary = settings.pick(VOCABULARY, 1000)
     data, cache = Text(rows, vocabulary), dumped(settings, rows, vocabulary)
     source, found = CachedLabels(cache, data, resident="none"), []
-    plans = [Student(128, 2, 4, 3)] if settings.quick else [Student(256, 4, 12, 5), Student(512, 8, 4, 5)]
+    plans = [Student(128, 2, 4, 3)] if settings.quick else [Student(256, 4, 6, 5)]
     inputs = torch.stack([data.load(row) for row in range(rows)])
     targets = torch.from_numpy(data.targets(np.arange(rows)))
     for plan in plans:
@@ -263,8 +263,8 @@ def dumped(settings: Settings, rows: int, vocabulary: int) -> Cache:
 
 def dumping(settings: Settings) -> list[Row]:
     """What a dump of sampled, and of top-k labels adds to the teacher's forward pass."""
-    rows, vocabulary = settings.pick(32, 8), settings.pick(VOCABULARY, 1000)
-    width, layers, rounds = (64, 1, 2) if settings.quick else (1024, 12, 3)
+    rows, vocabulary = settings.pick(8, 8), settings.pick(VOCABULARY, 1000)
+    width, layers, rounds = (64, 1, 2) if settings.quick else (1024, 12, 2)
     data = Text(rows, vocabulary)
     inputs = [torch.stack([data.load(row) for row in range(f, f + BATCH)]) for f in range(0, rows, BATCH)]
     teacher = gpt(vocabulary, width, layers).eval()
