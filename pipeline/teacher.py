@@ -250,7 +250,7 @@ def _fit_into(
         arguments,
         classes=classes,
         input_shape=dataset.input_shape,
-        discrete=getattr(dataset, "discrete", False),
+        discrete=dataset.discrete,
     )
     check_model(model, classes=classes, example_input=dataset.prepare(dataset.load(0))[None])
     metadata, kept = model_metadata(config.teacher, arguments, dataset), config.kept_epochs

@@ -68,9 +68,14 @@ class Asked:
         if self.head is None:
             yield 0, self.values
             return
-        step = max(1, LOGITS_AT_ONCE.get(device.type, 1 << 24) // self.head.out_features)
+        step = rows_at_once(device, self.head.out_features)
         for first in range(0, len(self.values), step):
             yield first, self.head(self.values[first : first + step]).float()
+
+
+def rows_at_once(device: torch.device, classes: int) -> int:
+    """How many rows of logits of sequences are made together."""
+    return max(1, LOGITS_AT_ONCE.get(device.type, 1 << 24) // classes)
 
 
 def ask(job: Job, inputs: Tensor, rows: Rows, view: int = 0) -> Asked:

@@ -76,17 +76,12 @@ def prepare(config: DumpConfig) -> Job:
     with torch.no_grad(), autocast(device, config.precision):
         check_model(teacher, classes=classes, example_input=example, class_names=dataset.classes, whose=whose)
     encoding = config.kept()
-    specs = encoding.specs(classes)
     features = parse_features(config.features)
     feature_specs = _feature_specs(teacher, example, features, config.precision)
     groups = tuple(_groups(dataset, views, config.splits))
     if not groups:
         raise DataError(f"{dataset.name} has no examples in --splits {', '.join(config.splits)}")
-    row_bytes = sum(
-        spec.row_bytes * (1 if spec.axis == "position" else min(spec.most, KEPT_GUESS))
-        for spec in (*specs.values(), *(f.array for f in feature_specs.values()))
-    )
-    layout = _layout(dataset, groups, config.part_size, row_bytes)
+    layout = layout_of(dataset, groups, config.part_size, encoding, feature_specs)
     description = {
         "teacher": {
             "reference": config.teacher,
@@ -128,8 +123,20 @@ def with_teacher(config: DumpConfig) -> DumpConfig:
     )
 
 
-def _layout(dataset: Dataset, groups: tuple[Group, ...], part_size: int, row_bytes: int) -> Layout:
-    """How the entries are cut into parts; those of sequences have as many positions as are scored."""
+def layout_of(
+    dataset: Dataset,
+    groups: tuple[Group, ...],
+    part_size: int,
+    encoding: Encoding,
+    features: Mapping[str, FeatureSpec],
+) -> Layout:
+    """How the entries are cut into parts, of ``part_size`` or, for 0, of about 32 MiB.
+
+    Those of sequences have as many positions as are scored. Raises EncodingError when the encoding cannot keep so many
+    classes.
+    """
+    specs = [*encoding.specs(len(dataset.classes)).values(), *(spec.array for spec in features.values())]
+    row_bytes = sum(s.row_bytes * (1 if s.axis == "position" else min(s.most, KEPT_GUESS)) for s in specs)
     if not dataset.discrete:
         return Layout(groups=groups, part_size=part_size or part_size_for(row_bytes, groups))
     lengths = {group.split: dataset.lengths[dataset.rows(group.split)] for group in groups}

@@ -27,7 +27,7 @@ def load_model(
     Raises ConfigError or ModelError: what ``build_model`` and ``load_weights`` raise, and weights that say of
     themselves that they were trained on other classes, another order of them, or inputs prepared in another way.
     """
-    discrete = getattr(dataset, "discrete", False)
+    discrete = dataset.discrete
     model = build_model(
         reference, arguments, classes=len(dataset.classes), input_shape=dataset.input_shape, discrete=discrete
     )
@@ -48,7 +48,7 @@ def check_metadata(metadata: Mapping[str, Any], dataset: Dataset, whose: str) ->
     names = metadata.get("class_names")
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     known = names if named else None
-    if getattr(dataset, "discrete", False):
+    if dataset.discrete:
         check_vocabulary(known, dataset.classes, whose)
     else:
         check_class_names(known, dataset.classes, whose)

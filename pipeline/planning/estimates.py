@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from pipeline.dump import Job
-from pipeline.dump.asking import LOGITS_AT_ONCE
-from pipeline.dump.job import KEPT_GUESS
+from pipeline.dump.asking import rows_at_once
+from pipeline.dump.job import layout_of
 from pipeline.encodings import KEPT, Encoding, position_keys
 from pipeline.encodings.encode_torch import encode
 from pipeline.errors import EncodingError
@@ -29,7 +29,7 @@ from pipeline.planning.sampling import Sample
 from pipeline.planning.standing import Standing
 from pipeline.softlabels import Sampled, SoftLabels, TopK
 from pipeline.sources.gathering import some_positions
-from pipeline.store import FileRecord, Layout, PartRecord, part_size_for
+from pipeline.store import FileRecord, Layout, PartRecord
 from pipeline.store import index as index_files
 from pipeline.store.backend import Backend
 from pipeline.store.files import MemoryFiles
@@ -147,7 +147,7 @@ def estimate(
         arrays, encode_seconds = _encoded(job, encoding, sample)
     except EncodingError as error:
         return Estimate(name=name, options=options, problem=str(error))
-    layout = _layout(job, encoding, classes)
+    layout = layout_of(job.dataset, job.layout.groups, job.config.part_size, encoding, job.feature_specs)
     kept = encoding.decode(arrays, classes)
     kl, agreement, fidelity = _faithfulness(encoding, sample.logits, kept, config.temperature)
     backends: dict[str, Backend] = {
@@ -205,18 +205,6 @@ def _angles(sample: Sample, kept: SoftLabels, config: PlanConfig) -> dict[str, A
     }
 
 
-def _layout(job: Job, encoding: Encoding, classes: int) -> Layout:
-    """How a dump with this encoding would cut the entries into parts."""
-    specs = [*encoding.specs(classes).values(), *(spec.array for spec in job.feature_specs.values())]
-    was = job.layout
-    each = sum(spec.row_bytes * (1 if spec.axis == "position" else min(spec.most, KEPT_GUESS)) for spec in specs)
-    size = job.config.part_size or part_size_for(each, was.groups, was.mean_length)
-    if not was.is_ragged:
-        return dataclasses.replace(was, part_size=size)
-    lengths = {split: job.dataset.lengths[job.dataset.rows(split)] for split in was.splits()}
-    return Layout.ragged({split: (lengths[split], views) for split, (_, views) in was.splits().items()}, size)
-
-
 def _identity(job: Job, encoding: Encoding, layout: Layout) -> dict[str, Any]:
     changed = {**job.identity, "encoding": encoding.describe(), "part_size": layout.part_size}
     del changed["digest"]
@@ -228,7 +216,7 @@ def _encoded(job: Job, encoding: Encoding, sample: Sample) -> tuple[dict[str, np
     logits = torch.from_numpy(sample.logits).to(job.device)
     step, found = job.config.batch_size, []
     if job.dataset.discrete:
-        step = max(1, LOGITS_AT_ONCE.get(job.device.type, 1 << 24) // logits.shape[1])
+        step = rows_at_once(job.device, logits.shape[1])
     keys = position_keys(job.config.seed, len(logits))
     encode(encoding, logits[:step], keys[:step])
     began = time.perf_counter()

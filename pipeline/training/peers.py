@@ -104,7 +104,7 @@ def with_peers(
                 arguments,
                 classes=len(dataset.classes),
                 input_shape=dataset.input_shape,
-                discrete=getattr(dataset, "discrete", False),
+                discrete=dataset.discrete,
             )
         )
         whose.append(f"peer {number}, {reference}")

@@ -286,7 +286,7 @@ def initial_student(config: TrainConfig, dataset: Dataset, seed: int) -> nn.Modu
         arguments,
         classes=len(dataset.classes),
         input_shape=dataset.input_shape,
-        discrete=getattr(dataset, "discrete", False),
+        discrete=dataset.discrete,
     )
 
 

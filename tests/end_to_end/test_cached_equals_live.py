@@ -6,24 +6,22 @@ each example alone; to float rounding with a convolutional one, whose arithmetic
 
 from __future__ import annotations
 
-import os
-import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.dump import DumpConfig
 from pipeline.dump import run as dump
 from pipeline.models import build_model, save_weights
 from pipeline.sources import CachedLabels, LiveTeacher
-from pipeline.training import TrainConfig, fit, prepare
-from pipeline.training.stage import initial_student
+from pipeline.training import TrainConfig, prepare
+from tests.training.stopping import stopped_and_resumed
 
-SEED = 11
+trained = partial(stopped_and_resumed, seed=11)
 EPOCHS = 5
 MODELS = '''
 import torch
@@ -112,28 +110,6 @@ def options(folder: Path, teacher: str) -> tuple[TrainConfig, TrainConfig]:
         TrainConfig(cache=str(cache), resident="none", out=folder / "run", **common),
         TrainConfig(out=folder / "run", views_seed=4, block=8, **views, **named, **common),
     )
-
-
-def trained(
-    config: TrainConfig, state: Path | None = None, stops: tuple[int, ...] = ()
-) -> tuple[list[float], Any, Any]:
-    """Losses of all steps, final weights and history; stopped and resumed after each of ``stops``."""
-    losses: list[float] = []
-    for stop in (*stops, None):
-
-        def on_step(step: int, loss: Tensor, stop: int | None = stop) -> None:
-            losses.append(float(loss))
-            if step == stop:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        prepared = prepare(config)
-        model = initial_student(config, prepared.dataset, SEED)
-        if stop is None:
-            fitted = fit(model, prepared.task, config, seed=SEED, state=state, on_step=on_step)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                fit(model, prepared.task, config, seed=SEED, state=state, on_step=on_step)
-    return losses, model.state_dict(), fitted.history
 
 
 def test_the_two_runs_take_their_labels_from_where_they_should(folder: Path) -> None:

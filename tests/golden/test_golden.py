@@ -29,11 +29,16 @@ NAMES = [
 ]
 
 
+def unpacked(name: str, folder: Path) -> tuple[str, Cache]:
+    """What a golden cache keeps, by its name, and the cache itself."""
+    with zipfile.ZipFile(HERE / f"{name}.zip") as archive:
+        archive.extractall(folder)
+    return name[3:].rpartition("-")[0], open_cache(folder)
+
+
 @pytest.fixture(params=NAMES)
 def golden(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Cache]:
-    with zipfile.ZipFile(HERE / f"{request.param}.zip") as archive:
-        archive.extractall(tmp_path)
-    return request.param[3:].rpartition("-")[0], open_cache(tmp_path)
+    return unpacked(request.param, tmp_path)
 
 
 def test_it_is_sound_and_describes_itself(golden: tuple[str, Cache]) -> None:
@@ -150,9 +155,7 @@ THIRD = [
 
 @pytest.fixture(params=THIRD)
 def third(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Cache]:
-    with zipfile.ZipFile(HERE / f"{request.param}.zip") as archive:
-        archive.extractall(tmp_path)
-    return request.param[3:].rpartition("-")[0], open_cache(tmp_path)
+    return unpacked(request.param, tmp_path)
 
 
 def test_version_3_is_sound_and_holds_what_was_written(third: tuple[str, Cache]) -> None:

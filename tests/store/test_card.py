@@ -59,6 +59,15 @@ def test_every_block_runs_in_the_folder_of_the_cache(caches: Path, name: str, st
     assert len(printed) == len(blocks) and all(printed)
 
 
+def stock_block(cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that the card's block for stock readers leaves behind, run in the folder of its cache."""
+    monkeypatch.chdir(cache)
+    (block,) = [b for b in BLOCK.findall(Path("README.md").read_text()) if "probs = " in b]
+    found: dict[str, Any] = {}
+    exec(block, found)
+    return found
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -77,10 +86,7 @@ def test_the_stock_block_finds_the_probabilities_of_our_reader(
     from pipeline.fidelity import stored_logprobs
 
     cache = open_cache(caches / name)
-    monkeypatch.chdir(caches / name)
-    (block,) = [b for b in BLOCK.findall(Path("README.md").read_text()) if "probs = " in b]
-    found: dict[str, Any] = {}
-    exec(block, found)
+    found = stock_block(caches / name, monkeypatch)
     temperature = cache.manifest.temperatures[0] if cache.manifest.temperatures else 1.0
     expected = np.exp(stored_logprobs(cache.decode(cache.read_part(0)), temperature))
     if "ids" in found:
@@ -94,10 +100,7 @@ def test_the_stock_block_finds_the_draws_of_our_reader(
     caches: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = open_cache(caches / name)
-    monkeypatch.chdir(caches / name)
-    (block,) = [b for b in BLOCK.findall(Path("README.md").read_text()) if "probs = " in b]
-    found: dict[str, Any] = {}
-    exec(block, found)
+    found = stock_block(caches / name, monkeypatch)
     soft = cache.decode(cache.read_part(0)).select(np.arange(8))
     np.testing.assert_array_equal(found["ids"], soft.ids)
     np.testing.assert_allclose(found["probs"], soft.weights, rtol=1e-6)
