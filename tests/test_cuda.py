@@ -85,7 +85,7 @@ def test_workers_beside_a_gpu_change_no_byte(tmp_path: Path, weights: Path, cach
 def test_a_dump_that_stopped_goes_on_to_the_same_bytes(
     tmp_path: Path, weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask, calls = parts.answers, []
+    ask, calls = parts.awaited, []
 
     def failing(*given: Any) -> Any:
         calls.append(None)
@@ -94,7 +94,7 @@ def test_a_dump_that_stopped_goes_on_to_the_same_bytes(
         return ask(*given)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(parts, "answers", failing)
+        patch.setattr(parts, "awaited", failing)
         cache_on(GPU, tmp_path / "two", weights, features=("hint=stage2",))
     assert not (tmp_path / "two").exists()
     same_files(cache, cache_on(GPU, tmp_path / "two", weights, features=("hint=stage2",)))

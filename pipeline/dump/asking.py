@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from pipeline import encodings
 from pipeline.devices import autocast
 from pipeline.dump.job import Job
 from pipeline.encodings import Keys
-from pipeline.encodings.encode_torch import encode
+from pipeline.encodings.device_torch import Coming, on_device
+from pipeline.encodings.encode_torch import Begun, begin
 from pipeline.errors import EncodingError
 from pipeline.models import FeatureTap, logits_of
 from pipeline.sources.positions import positions_of
@@ -53,7 +55,7 @@ class Answers:
 class Asked:
     """A batch that the teacher has been asked about, where it runs. A GPU may still be at it: nothing has waited.
 
-    - ``values`` (P, C) float32 logits; with a ``head`` (P, D), the hidden states that it makes logits of;
+    - ``values`` (P, C) logits; with a ``head`` (P, D), the hidden states that it makes logits of;
     - ``features`` (P, ...) float16; ``expected`` (P,) int64 hard labels, -1 for none; ``entries``: B.
     """
 
@@ -64,13 +66,47 @@ class Asked:
     head: nn.Linear | None = None
 
     def logits(self, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-        """(first row, logits (n, C) float32) of some rows after others."""
-        if self.head is None:
-            yield 0, self.values
-            return
-        step = rows_at_once(device, self.head.out_features)
+        """(first row, logits (n, C)) of some rows after others."""
+        step = len(self.values) if self.head is None else rows_at_once(device, self.head.out_features)
         for first in range(0, len(self.values), step):
-            yield first, self.head(self.values[first : first + step]).float()
+            yield first, self.logits_of(slice(first, first + step))
+
+    def logits_of(self, rows: slice) -> Tensor:
+        """(n, C) floating: the logits of some ``rows``, in what the teacher computed them in."""
+        values = self.values[rows]
+        return values if self.head is None else self.head(values)
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """The answers about a batch, on their way to the host."""
+
+    asked: Asked
+    pieces: tuple[tuple[int, Begun, Coming], ...]
+    features: Coming
+    finite: Coming
+    expected: Coming
+
+    def answers(self) -> Answers:
+        """Once they are there. Raises EncodingError, with ``row`` set, for what cannot be kept."""
+        for name, finite in self.finite.arrays().items():
+            if len(bad := np.flatnonzero(~finite)):
+                raise EncodingError(f"feature {name} is NaN, infinite or beyond float16's 65,504", row=int(bad[0]))
+        found = []
+        for first, begun, coming in self.pieces:
+            try:
+                arrays = begun.arrays()
+            except EncodingError as error:
+                raise EncodingError(str(error), None if error.row is None else first + error.row) from None
+            found.append((arrays, coming.arrays()))
+        parts, said = zip(*found, strict=True)
+        return Answers(
+            arrays={name: _joined([part[name] for part in parts]) for name in parts[0]},
+            features=self.features.arrays(),
+            predicted=_joined([each["predicted"] for each in said]),
+            expected=self.expected.arrays()["expected"],
+            sampled=_joined([each["sampled"] for each in said]),
+        )
 
 
 def rows_at_once(device: torch.device, classes: int) -> int:
@@ -90,48 +126,43 @@ def ask(job: Job, inputs: Tensor, rows: Rows, view: int = 0) -> Asked:
         FeatureTap(job.teacher, job.features) as tap,
     ):
         if not job.dataset.discrete:
-            logits = logits_of(job.teacher(inputs)).float()
+            logits = logits_of(job.teacher(inputs))
             halves = {name: value.to(torch.float16) for name, value in tap.values.items()}
             expected = torch.from_numpy(entry_labels(job, view, rows))
             return Asked(logits, halves, expected, len(rows))
         positions = positions_of(job.dataset, rows, job.device)
         inputs, parts = inputs[:, : positions.longest], job.body_and_head
-        if parts is None:
-            values = positions.of(logits_of(job.teacher(inputs))).float()
-        else:
-            values = positions.of(parts[0](inputs))
+        said = logits_of(job.teacher(inputs)) if parts is None else parts[0](inputs)
         halves = {name: positions.of(value).to(torch.float16) for name, value in tap.values.items()}
-        return Asked(values, halves, positions.targets, len(rows), None if parts is None else parts[1])
+        return Asked(positions.of(said), halves, positions.targets, len(rows), None if parts is None else parts[1])
 
 
 def answers(job: Job, asked: Asked, sample: slice, keys: Keys | None = None) -> Answers:
+    """``awaited``, and waiting for it. Raises EncodingError, with ``row`` set, for what cannot be kept."""
+    return awaited(job, asked, sample, keys).answers()
+
+
+def awaited(job: Job, asked: Asked, sample: slice, keys: Keys | None = None) -> Awaited:
     """The answers to ``asked``, encoded on the teacher's device; logits of the positions ``sample`` come too.
 
-    ``keys`` (P,): where the encoding draws. Raises EncodingError, with ``row`` set, for what cannot be kept.
+    ``keys`` (P,): where the encoding draws.
     """
-    for name, value in asked.features.items():
-        if not bool(torch.isfinite(value).all()):
-            row = int((~torch.isfinite(value.flatten(1)).all(dim=1)).nonzero()[0, 0])
-            raise EncodingError(f"feature {name} is NaN, infinite or beyond float16's 65,504", row=row)
     wanted = np.arange(len(asked.values))[sample]
-    found: list[tuple[Mapping[str, npt.NDArray[Any]], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
+    pieces = []
     with torch.inference_mode(), autocast(job.device, job.config.precision):
         for first, logits in asked.logits(job.device):
             here = slice(first, first + len(logits))
             rows = wanted[(wanted >= first) & (wanted < first + len(logits))] - first
-            try:
-                arrays = encode(job.encoding, logits, None if keys is None else keys[here])
-            except EncodingError as error:
-                raise EncodingError(str(error), None if error.row is None else first + error.row) from None
-            found.append((arrays, _best(logits), logits[rows].cpu().numpy().copy()))
-    parts, predicted, sampled = zip(*found, strict=True)
-    return Answers(
-        arrays={name: _joined([part[name] for part in parts]) for name in parts[0]},
-        features={name: value.cpu().numpy() for name, value in asked.features.items()},
-        predicted=_joined(list(predicted)),
-        expected=asked.expected.cpu().numpy(),
-        sampled=_joined(list(sampled)),
-    )
+            begun = begin(job.encoding, logits, None if keys is None else keys[here], partial(_again, job, asked, here))
+            sampled = logits[on_device(rows, logits.device)].float()
+            pieces.append((first, begun, Coming({"predicted": _best(logits), "sampled": sampled})))
+        finite = {name: value.flatten(1).isfinite().all(dim=1) for name, value in asked.features.items()}
+    return Awaited(asked, tuple(pieces), Coming(asked.features), Coming(finite), Coming({"expected": asked.expected}))
+
+
+def _again(job: Job, asked: Asked, rows: slice) -> Tensor:
+    with torch.inference_mode(), autocast(job.device, job.config.precision):
+        return asked.logits_of(rows)
 
 
 def keys_of(job: Job, rows: Rows, view: int) -> Keys | None:
@@ -149,10 +180,11 @@ def entry_labels(job: Job, view: int, rows: Rows) -> npt.NDArray[np.int64]:
     return np.asarray(job.dataset.labels)[rows].astype(np.int64)
 
 
-def _best(logits: Tensor) -> npt.NDArray[np.int64]:
+def _best(logits: Tensor) -> Tensor:
     # numpy finds the largest several times faster than torch, and on the CPU nothing is copied for it.
-    found = logits.numpy().argmax(axis=1) if logits.device.type == "cpu" else logits.argmax(dim=1).cpu().numpy()
-    return np.asarray(found, dtype=np.int64)
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.float().numpy().argmax(axis=1))
+    return logits.argmax(dim=1)
 
 
 def _joined(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

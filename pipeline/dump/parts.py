@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from pipeline.datasets import Dataset
-from pipeline.dump.asking import Asked, answers, ask, entry_labels, keys_of
+from pipeline.dump.asking import Awaited, ask, awaited, entry_labels, keys_of
 from pipeline.dump.claims import Claims
 from pipeline.dump.job import Job
 from pipeline.encodings import Arrays
@@ -26,6 +27,10 @@ from pipeline.views import Entry, input_loader
 
 SAMPLED_PER_PART = 64
 """Positions of a part whose stored form is compared with the teacher's logits."""
+
+
+AHEAD = {"cuda": 1}
+"""Batches that a device is asked about before the answers to the first of them are taken: it has always one to do."""
 
 
 class EntryRows:
@@ -44,18 +49,20 @@ def write_parts(job: Job, writer: CacheWriter, claims: Claims, bar: Bar) -> floa
     rows = EntryRows(job.dataset)
     order = _Batches(rows, claims, job.config.batch_size)
     loader = input_loader(job.dataset, job.views, order, job.config.workers, pin_memory=job.device.type == "cuda")
+    ahead = AHEAD.get(job.device.type, 0)
     seconds, first = 0.0, 0
     building: _PartBuilder | None = None
-    waiting: tuple[_PartBuilder, int, Asked] | None = None
+    waiting: deque[tuple[_PartBuilder, int, Awaited]] = deque()
     writing: Future[None] | None = None
 
-    def take(builder: _PartBuilder, first: int, asked: Asked) -> None:
+    def take(builder: _PartBuilder, first: int, coming: Awaited) -> None:
         nonlocal seconds, writing
         began = time.perf_counter()
-        builder.add(first, asked)
+        builder.add(first, coming)
         seconds += time.perf_counter() - began
-        bar.update(asked.entries)
-        full = first + asked.entries == builder.part.entries
+        entries = coming.asked.entries
+        bar.update(entries)
+        full = first + entries == builder.part.entries
         if writing is not None and (writing.done() or full):
             writing.result()  # a disk that is full should stop the teacher now; two parts are held at the most
         if full:
@@ -63,20 +70,20 @@ def write_parts(job: Job, writer: CacheWriter, claims: Claims, bar: Bar) -> floa
 
     with ThreadPoolExecutor(1, thread_name_prefix="softlabels-writer") as pool:
         for inputs in loader:  # while a GPU is at the batch before
-            if waiting is not None:
-                take(*waiting)
             if building is None:
                 part = order.coming.popleft()
                 building, first = _PartBuilder(job, part, rows.of(part)), 0
             began = time.perf_counter()
-            here = building.rows[first : first + len(inputs)]
-            waiting = building, first, ask(job, inputs, here, building.part.view)
+            asked = building.ask(first, inputs)
             seconds += time.perf_counter() - began
+            waiting.append((building, first, asked))
+            if len(waiting) > ahead:
+                take(*waiting.popleft())
             first += len(inputs)
             if first == building.part.entries:
                 building = None
-        if waiting is not None:
-            take(*waiting)
+        for each in waiting:
+            take(*each)
         if writing is not None:
             writing.result()
     return seconds
@@ -111,16 +118,23 @@ class _PartBuilder:
         self.expected = np.empty(part.positions, np.int64)
         self.stride = max(1, part.positions // SAMPLED_PER_PART)
         self.sampled: list[npt.NDArray[np.float32]] = []
-        self.filled = 0
+        self.filled = self.asked = 0
 
-    def add(self, first: int, asked: Asked) -> None:
+    def ask(self, first: int, inputs: Tensor) -> Awaited:
+        """Put the ``inputs`` (B, ...) of the entries from ``first`` on to the teacher, and begin to encode."""
+        job, rows = self.job, self.rows[first : first + len(inputs)]
+        asked = ask(job, inputs, rows, self.part.view)
+        sample = slice(-self.asked % self.stride, None, self.stride)
+        self.asked += len(asked.values)
+        return awaited(job, asked, sample, keys_of(job, rows, self.part.view))
+
+    def add(self, first: int, coming: Awaited) -> None:
         """Take what the teacher says about the entries from ``first`` on."""
-        rows, place = self.rows[first : first + asked.entries], self.filled
+        place = self.filled
         try:
-            keys = keys_of(self.job, rows, self.part.view)
-            said = answers(self.job, asked, slice(-place % self.stride, None, self.stride), keys)
+            said = coming.answers()
         except EncodingError as error:
-            raise self._named(error, rows) from None
+            raise self._named(error, self.rows[first : first + coming.asked.entries]) from None
         for store, batch in ((self.arrays, said.arrays), (self.features, said.features)):
             for name, value in batch.items():
                 if store is self.arrays and self.specs[name].axis != "position":

@@ -124,15 +124,25 @@ class Sampled(Encoding):
             scaled = np.maximum((values - top[:, None]) / np.float32(self.temperature), np.finfo(np.float32).min)
             masses = _exp(scaled if self.counted else scaled * np.float32(self.proposal))
         ids = drawn(masses, places)
+        if self.counted:
+            return self.counted_up(ids)
+        share = masses.sum(axis=1, dtype=np.float64) / _exp(scaled).sum(axis=1, dtype=np.float64) / self.n
+        each = np.take_along_axis(scaled, ids, axis=1).astype(np.float64) * (1.0 - self.proposal)
+        return self.counted_up(ids, np.exp(each) * share[:, None])
+
+    def counted_up(
+        self, ids: npt.NDArray[np.integer[Any]], each: npt.NDArray[np.floating[Any]] | None = None
+    ) -> tuple[npt.NDArray[Any], ...]:
+        """What ``packed`` wants of the classes ``ids`` (N, n) of all draws, ascending in each row.
+
+        ``each`` (N, n): what a draw stands for, where that is kept rather than how often a class was drawn.
+        """
         first = np.ones(ids.shape, bool)
-        first[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        counts = np.diff(np.flatnonzero(first), append=ids.size)
-        weights = np.zeros(0)
-        if not self.counted:
-            share = masses.sum(axis=1, dtype=np.float64) / _exp(scaled).sum(axis=1, dtype=np.float64) / self.n
-            each = np.take_along_axis(scaled, ids, axis=1).astype(np.float64) * (1.0 - self.proposal)
-            weights = (np.exp(each) * share[:, None])[first] * counts
-        return first.sum(axis=1), ids[first], counts, weights
+        np.not_equal(ids[:, 1:], ids[:, :-1], out=first[:, 1:])
+        places = np.flatnonzero(first)
+        counts = np.diff(places, append=ids.size)
+        weights = np.zeros(0) if each is None else each.reshape(-1)[places] * counts
+        return first.sum(axis=1), ids.reshape(-1)[places].astype(np.int64, copy=False), counts, weights
 
     def packed(
         self,

@@ -75,7 +75,7 @@ class DumpWork(Work):
         writer.write_atomic = lambda path, data: (write_journal if path.parent.name == writer.JOURNAL else write_file)(
             path, data
         )
-        parts.ask, asking.encode = watch.around("teacher", counted), watch.around("encode", asking.encode)
+        parts.ask, asking.begin = watch.around("teacher", counted), watch.around("encode", asking.begin)
         for backend in (zarr_backend.ZarrBackend, parquet_backend.ParquetBackend):
             backend.encode = watch.around("pack", backend.encode)
         CacheWriter.finalise = watch.around("finalise", CacheWriter.finalise, cover=True)
