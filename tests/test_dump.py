@@ -316,6 +316,17 @@ def test_four_bits_are_of_kept_logits(options: dict[str, Any]):
         DumpConfig(**{**options, "dtype": "int4"})
 
 
+def test_a_compiled_teacher_fills_the_same_cache(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    dump.run(DumpConfig(**options))
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    again = {**options, "out": options["out"].with_name("again")}
+    dump.run(DumpConfig(**again, compile=True))
+    assert len(compiled) == 1 and tree(options["out"]) == tree(again["out"])
+    with pytest.raises(ConfigError, match=r"--features .* --compile"):
+        DumpConfig(**again, compile=True, features=("hint=0",))
+
+
 def test_an_unknown_feature_lists_the_modules(options: dict[str, Any]):
     with pytest.raises(ConfigError, match="hidden"):
         dump.run(DumpConfig(**{**options, "features": ("hint=layer9",)}))

@@ -126,13 +126,13 @@ def ask(job: Job, inputs: Tensor, rows: Rows, view: int = 0) -> Asked:
         FeatureTap(job.teacher, job.features) as tap,
     ):
         if not job.dataset.discrete:
-            logits = logits_of(job.teacher(inputs))
+            logits = logits_of(job.forward(inputs))
             halves = {name: value.to(torch.float16) for name, value in tap.values.items()}
             expected = torch.from_numpy(entry_labels(job, view, rows))
             return Asked(logits, halves, expected, len(rows))
         positions = positions_of(job.dataset, rows, job.device)
         inputs, parts = inputs[:, : positions.longest], job.body_and_head
-        said = logits_of(job.teacher(inputs)) if parts is None else parts[0](inputs)
+        said = logits_of(job.forward(inputs)) if parts is None else parts[0](inputs)
         halves = {name: positions.of(value).to(torch.float16) for name, value in tap.values.items()}
         return Asked(positions.of(said), halves, positions.targets, len(rows), None if parts is None else parts[1])
 

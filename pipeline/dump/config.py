@@ -87,6 +87,9 @@ class DumpConfig(Config):
     workers: int = option(0, "processes that load and transform examples; 0 does it in this one")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")
     precision: str = option("float32", "of the forward pass; part of the cache's identity", choices=PRECISIONS)
+    compile: bool = option(False, "compile the teacher with torch.compile: other rounding, as on another device")
+        False, "compile the teacher with torch.compile, which rounds otherwise, as another device does"
+    )
     threads: int = option(0, "CPU threads of the forward pass; 0 leaves torch's choice")
     overwrite: bool = option(False, "replace a cache of another identity at --out")
     reuse: tuple[str, ...] = option(
@@ -119,6 +122,8 @@ class DumpConfig(Config):
             yield "--reuse brings a cache to a local --out; to have one at another URL, push it there"
         if self.reuse and self.parts is not None:
             yield "--reuse brings a whole cache, and --parts makes some of one: leave out one of the two"
+        if self.compile and self.features:
+            yield "--features are read out of the teacher's own modules, which --compile takes apart: leave out one"
         try:
             parse_features(self.features)
         except ConfigError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -44,9 +44,18 @@ class Job:
     device: torch.device
 
     @cached_property
-    def body_and_head(self) -> tuple[nn.Module, nn.Linear] | None:
-        """Of a teacher of token sequences, where the two can be told apart; None otherwise."""
-        return split_head(self.teacher) if self.dataset.discrete else None
+    def forward(self) -> Callable[[Tensor], Any]:
+        """The teacher, or what was compiled of it."""
+        return self._ready(self.teacher)
+
+    @cached_property
+    def body_and_head(self) -> tuple[Callable[[Tensor], Any], nn.Linear] | None:
+        """Of a teacher of token sequences, where the two can be told apart; None otherwise. The body as ``forward``."""
+        parts = split_head(self.teacher) if self.dataset.discrete else None
+        return None if parts is None else (self._ready(parts[0]), parts[1])
+
+    def _ready(self, model: nn.Module) -> Callable[[Tensor], Any]:
+        return torch.compile(model) if self.config.compile else model
 
     @property
     def digest(self) -> str:
