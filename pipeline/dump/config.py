@@ -88,8 +88,6 @@ class DumpConfig(Config):
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps")
     precision: str = option("float32", "of the forward pass; part of the cache's identity", choices=PRECISIONS)
     compile: bool = option(False, "compile the teacher with torch.compile: other rounding, as on another device")
-        False, "compile the teacher with torch.compile, which rounds otherwise, as another device does"
-    )
     threads: int = option(0, "CPU threads of the forward pass; 0 leaves torch's choice")
     overwrite: bool = option(False, "replace a cache of another identity at --out")
     reuse: tuple[str, ...] = option(
