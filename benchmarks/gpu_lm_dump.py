@@ -82,8 +82,8 @@ QUICK = (Size(32, 1, True, 3, 1, 1000, 16, 2, True), Size(32, 2, False, 2, 1, 10
 
 NOTES = (
     f"Teachers have random weights, made in bfloat16 on the GPU, and a last norm scaled so that their distributions "
-    f"have {ENTROPY:g} bits on average: the logits of random weights alone are nearly flat, and 50 draws of those hit 50 "
-    f"tokens. V = {VOCABULARY:,}; batches of {BATCH} sequences of {LENGTH:,} random tokens.",
+    f"have {ENTROPY:g} bits on average: the logits of random weights alone are nearly flat, and 50 draws of those hit "
+    f"50 tokens. V = {VOCABULARY:,}; batches of {BATCH} sequences of {LENGTH:,} random tokens.",
     "The dump is what grows with the data: `write_parts` of a job whose teacher is there, which loads, runs the "
     "teacher's body, makes and encodes logits, measures fidelity, writes, hashes and fsyncs, "
     f"parts of {PART} batches, until the last part is on the disk. Left out is the start, in a row of its own, and the "

@@ -1,4 +1,4 @@
-"""A whole training step of a language model on a GPU: sampled labels out of a cache, in memory, and hard labels alone."""
+"""A whole training step of a language model on a GPU: sampled labels out of a cache, in memory, and hard ones alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from pipeline import dump
 from pipeline.devices import autocast
 from pipeline.sampler import Order
 from pipeline.softlabels import Sampled
-from pipeline.store import open_cache
 from pipeline.training import Objective, TrainConfig, prepare
 from pipeline.training.causal import CausalLearner
 from pipeline.training.objective import Batch
@@ -64,8 +63,8 @@ NOTES = (
     f"student and loss under autocast ({PRECISION}), weights and fused AdamW in float32, uncompiled student. Sampled "
     f"labels are {DRAWS} draws of the long-tailed teacher of `benchmarks.long_tail`, 0.9 of the loss, hard ones 0.1. "
     "Inputs, positions and labels come as `train` supplies them: streamed (`--resident none`), or from memory as they "
-    "are stored (`ram`). Labels that are ready were decoded, and lie batch by batch on the device. A round is an epoch, "
-    "opening included, so that nothing is read ahead while another contender runs.",
+    "are stored (`ram`). Labels that are ready were decoded, and lie batch by batch on the device. A round is an "
+    "epoch, opening included, so that nothing is read ahead while another contender runs.",
 )
 
 
