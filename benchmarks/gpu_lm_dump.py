@@ -31,7 +31,7 @@ from pipeline.store import Group
 from pipeline.views import Views
 
 VOCABULARY, LENGTH, BATCH = 128_256, 1024, 8
-PART = 8
+PART = 4
 """Batches of a part."""
 HELD = 4
 """Batches of inputs that the bare forward pass takes in turn, in page-locked memory."""
@@ -77,7 +77,7 @@ class Size:
         return Text(batches * BATCH, self.vocabulary, self.length)
 
 
-SIZES = (Size(2048, 16, True, 40, 3, longer=3, start=True), Size(4096, 34, False, 12, 2))
+SIZES = (Size(2048, 16, True, 32, 3, longer=2, start=True), Size(4096, 34, False, 8, 2))
 QUICK = (Size(32, 1, True, 3, 1, 1000, 16, 2, True), Size(32, 2, False, 2, 1, 1000, 16))
 
 NOTES = (

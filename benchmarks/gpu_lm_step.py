@@ -71,6 +71,7 @@ NOTES = (
 def measure(settings: Settings, device: torch.device) -> Iterator[Row]:
     """Rows of one student."""
     student = QUICK if settings.quick else STUDENT
+    torch.compiler.reset()  # or what other sections have compiled would count towards the most that is kept
     out = settings.scratch / "cache"
     taken = seconds(lambda: dump.run(_dump(student, out, device)))  # type: ignore[arg-type]
     task = prepare(_train(student, out, "none", device)).task
