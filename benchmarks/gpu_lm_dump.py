@@ -23,7 +23,7 @@ from pipeline.dump.claims import Claims, Share
 from pipeline.dump.job import Job, layout_of
 from pipeline.dump.parts import write_parts
 from pipeline.encodings import Encoding, position_keys
-from pipeline.encodings.encode_torch import encode
+from pipeline.encodings.encode_torch import Begun, begin, encode
 from pipeline.models import build_model, frozen
 from pipeline.progress import Silent
 from pipeline.softlabels import Sampled
@@ -92,8 +92,9 @@ NOTES = (
     "The bare forward pass copies batches that lie ready in page-locked memory to the device and gives all logits of a "
     "batch in bfloat16, which are thrown away. No autocast on either side.",
     "Encoding alone starts from logits that lie on the device and ends with arrays in host memory. Of its time the "
-    "device is busy with kernels and copies for as long as torch's profiler says (in a pass of its own); the rest is "
-    "the host's: launches, waiting for sizes, thresholds, packing.",
+    "device is busy with kernels and copies for as long as torch's profiler says (in a pass of its own). The host asks "
+    "before it waits (thresholds, launches, copies that are asked for) and packs when the device is done; in a dump it "
+    "does both while the device is at another batch.",
 )
 
 
@@ -221,15 +222,25 @@ def encoded(
             for _ in range(times):
                 encode(encoding, logits, keys)
 
+    def launched() -> tuple[float, float]:
+        """Seconds until the host has asked for all of it, and those it takes once the device is done."""
+        with torch.inference_mode():
+            synchronised(device, lambda: None)
+            first = seconds(lambda: kept.append(begin(encoding, logits, keys, lambda: logits)))
+            synchronised(device, lambda: None)
+            return first, seconds(lambda: kept.pop().arrays())
+
+    kept: list[Begun] = []
     taken = in_turn({"encode": lambda: synchronised(device, action)}, settings.pick(5, 1))["encode"]
-    whole = 1e6 * statistics.median(taken) / times / len(logits)
-    working = 1e6 * busy(device, action) / times / len(logits)
-    read = 1e6 * (logits.numel() * logits.element_size() / len(logits)) / 3e12
-    dtype = str(logits.dtype).removeprefix("torch.")
+    before, after = (statistics.median(each) for each in zip(*(launched() for _ in range(5)), strict=True))
+    whole, working = statistics.median(taken) / times, busy(device, action) / times
+    read = logits.numel() * logits.element_size() / 3e12
+    each = "; ".join(f"{1e6 * part / len(logits):.2f} us" for part in (whole, working, before, after, read))
     return Row(
-        "a position encoded, alone; of it the device is busy; logits read once at 3 TB/s",
-        f"{name}, {dtype} logits, V = {logits.shape[1]:,}, {len(logits):,} at a time",
-        f"{whole:.2f} us; {working:.2f} us; {read:.2f} us",
+        "a position encoded, alone; of it the device is busy; the host asking; the host packing, the device done; "
+        "logits read once at 3 TB/s",
+        f"{name}, {str(logits.dtype).removeprefix('torch.')} logits, V = {logits.shape[1]:,}, {len(logits):,} at once",
+        each,
     )
 
 
