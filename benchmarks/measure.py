@@ -24,10 +24,14 @@ Seconds = list[float]
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to measure. ``scratch`` is an empty folder for what a benchmark writes."""
+    """How much to measure. ``scratch`` is an empty folder for what a benchmark writes.
+
+    ``only``: the sections to run, of a benchmark that has some; () runs all of them.
+    """
 
     scratch: Path
     quick: bool = False
+    only: tuple[str, ...] = ()
 
     def pick(self, full: int, quick: int) -> int:
         """``full``, or ``quick`` when only the plumbing is tried."""

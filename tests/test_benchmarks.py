@@ -52,6 +52,13 @@ def test_an_unknown_benchmark_is_wrong_usage() -> None:
     assert "no benchmark rading" in done.stderr and "reading" in done.stderr
 
 
+def test_some_sections_of_a_benchmark_run_alone(tmp_path: Path) -> None:
+    (table,) = run_all(["gpu_language"], quick=True, scratch=tmp_path / "a", only=("bounds",))
+    assert table.rows and all("alone" in row.what for row in table.rows)
+    with pytest.raises(ValueError, match="no section bound; there are dump, bounds"):
+        run_all(["gpu_language"], quick=True, scratch=tmp_path / "b", only=("bound",))
+
+
 def test_contenders_run_in_turn_and_turn_around() -> None:
     calls: list[str] = []
 

@@ -239,7 +239,7 @@ class _Fit:
                 last = batch + world >= end
                 short = last and self._is_short(end)
                 with self.ranks.apart(self.stepping, last and not short):
-                    found = objective(self._output(x, known), known)
+                    found = self._terms(objective, self._output(x, known), known)
                     # Ranks average their gradients, and each has only its own rows of the step.
                     (found.total.sum() / self.counts.step(position.epoch, batch) * world).backward()  # type: ignore[no-untyped-call]
                 terms.append(found)
@@ -267,6 +267,11 @@ class _Fit:
             else:
                 found = self.stepping(x) if known.hints is None else self.stepping(x, known.hints)
         return found if isinstance(found, Output) else Output(logits_of(found))
+
+    def _terms(self, objective: Goal, output: Output, known: Batch) -> Terms:
+        """The loss, outside autocast; but a head that is fused with it makes logits in the student's own precision."""
+        with autocast(self.task.device, "float32" if output.head is None else self.recipe.precision):
+            return objective(output, known)
 
     def _end_of_step(self, batch: int) -> int:
         """The batch after the last of the optimiser step that ``batch`` is part of."""
