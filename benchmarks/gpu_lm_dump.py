@@ -31,8 +31,6 @@ from pipeline.store import Group
 from pipeline.views import Views
 
 VOCABULARY, LENGTH, BATCH = 128_256, 1024, 8
-PART = 4
-"""Batches of a part."""
 HELD = 4
 """Batches of inputs that the bare forward pass takes in turn, in page-locked memory."""
 ENTROPY = 3.5
@@ -56,6 +54,8 @@ class Size:
     tied: bool
     batches: int
     rounds: int
+    part: int
+    """Batches of a part."""
     vocabulary: int = VOCABULARY
     length: int = LENGTH
     longer: int = 0
@@ -77,8 +77,8 @@ class Size:
         return Text(batches * BATCH, self.vocabulary, self.length)
 
 
-SIZES = (Size(2048, 16, True, 32, 3, longer=2, start=True), Size(4096, 34, False, 8, 2))
-QUICK = (Size(32, 1, True, 3, 1, 1000, 16, 2, True), Size(32, 2, False, 2, 1, 1000, 16))
+SIZES = (Size(2048, 16, True, 64, 2, 16, longer=2, start=True), Size(4096, 34, False, 12, 2, 4))
+QUICK = (Size(32, 1, True, 3, 1, 2, 1000, 16, 2, True), Size(32, 2, False, 2, 1, 2, 1000, 16))
 
 NOTES = (
     f"Teachers have random weights, made in bfloat16 on the GPU, and a last norm scaled so that their distributions "
@@ -86,9 +86,9 @@ NOTES = (
     f"50 tokens. V = {VOCABULARY:,}; batches of {BATCH} sequences of {LENGTH:,} random tokens.",
     "The dump is what grows with the data: `write_parts` of a job whose teacher is there, which loads, runs the "
     "teacher's body, makes and encodes logits, measures fidelity, writes, hashes and fsyncs, "
-    f"parts of {PART} batches, until the last part is on the disk. Left out is the start, in a row of its own, and the "
-    "end, when the cache is opened again. The last part is written while no teacher runs: it weighs on these few "
-    "seconds, and not on what a longer dump takes for each further position.",
+    f"parts of {SIZES[0].part} and {SIZES[1].part} batches, until the last part is on the disk. Left out is the start, "
+    "in a row of its own, and the end, when the cache is opened again. The last part is written while no teacher runs: "
+    "it weighs on these few seconds, and not on what a longer dump takes for each further position.",
     "The bare forward pass copies batches that lie ready in page-locked memory to the device and gives all logits of a "
     "batch in bfloat16, which are thrown away. No autocast on either side.",
     "Encoding alone starts from logits that lie on the device and ends with arrays in host memory. Of its time the "
@@ -146,7 +146,7 @@ def one(size: Size, settings: Settings, device: torch.device) -> Iterator[Row]:
     teacher = size.teacher()
     parameters = sum(parameter.numel() for parameter in teacher.parameters())
     job = made(config, size, size.batches, device)
-    jobs = {name: with_encoding(job, options) for name, options in KINDS.items()}
+    jobs = {name: with_encoding(job, options) for name, options in KINDS.items() if "int8" not in name}
     inputs = held(size, device)
     contenders: dict[str, Callable[[], float]] = {
         "bare": lambda: synchronised(device, lambda: passes(teacher, inputs, size.batches, device)),
@@ -264,7 +264,7 @@ def _config(size: Size, settings: Settings, device: torch.device) -> dump.DumpCo
         teacher_args=(f"width={size.width},layers={size.layers},tied={str(size.tied).lower()}",),
         out=settings.scratch / "dump",
         batch_size=BATCH,
-        part_size=PART * BATCH,
+        part_size=size.part * BATCH,
         device=device.type,
         encoding="sampled",
     )

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import encodings
-from pipeline.devices import autocast
+from pipeline.devices import autocast, on_device
 from pipeline.dump.job import Job
 from pipeline.encodings import Keys
-from pipeline.encodings.device_torch import Coming, on_device
+from pipeline.encodings.device_torch import Coming
 from pipeline.encodings.encode_torch import Begun, begin
 from pipeline.errors import EncodingError
 from pipeline.models import FeatureTap, logits_of

@@ -17,7 +17,7 @@ from pipeline.configuration import REQUIRED, Config, option
 from pipeline.dump.asking import answers, ask, entry_labels, keys_of
 from pipeline.dump.config import DumpConfig
 from pipeline.dump.job import Job, prepare
-from pipeline.dump.parts import SAMPLED_PER_PART, EntryRows
+from pipeline.dump.parts import EntryRows, sampled_per_part
 from pipeline.encodings import TopK
 from pipeline.errors import CacheMismatchError, ConfigError, EncodingError
 from pipeline.fidelity import Fidelity
@@ -204,7 +204,7 @@ def _contents(cache: Cache, job: Job, part: Part, rows: Ints, entry_of: Ints) ->
         there = cache.decode({name: values[old] for name, values in arrays.items()})
         check_values(cache, there, f"view {part.view} of {part.split}")
         fidelity.count(top_class(there), labels[old])
-    stride = max(1, len(new) // SAMPLED_PER_PART)
+    stride = max(1, len(new) // sampled_per_part(len(job.dataset.classes)))
     for first in range(0, len(new), job.config.batch_size):
         places = new[first : first + job.config.batch_size]
         inputs = load_inputs(job.dataset, job.views, [(int(r), part.view) for r in rows[places]], job.config.workers)

@@ -25,12 +25,21 @@ from pipeline.softlabels import SoftLabels
 from pipeline.store import CacheWriter, IndexRows, Part
 from pipeline.views import Entry, input_loader
 
-SAMPLED_PER_PART = 64
-"""Positions of a part whose stored form is compared with the teacher's logits."""
+SAMPLED_PER_PART, SAMPLED_LOGITS = 64, 1 << 21
+"""Positions of a part whose stored form is compared with the teacher's logits, and how many logits that may take."""
 
 
 AHEAD = {"cuda": 1}
 """Batches that a device is asked about before the answers to the first of them are taken: it has always one to do."""
+
+
+def sampled_per_part(classes: int) -> int:
+    """How many positions of a part are compared: fewer of a large vocabulary, where each takes milliseconds.
+
+    >>> sampled_per_part(10), sampled_per_part(128_256)
+    (64, 16)
+    """
+    return max(1, min(SAMPLED_PER_PART, SAMPLED_LOGITS // classes))
 
 
 class EntryRows:
@@ -110,13 +119,14 @@ class _PartBuilder:
     def __init__(self, job: Job, part: Part, rows: npt.NDArray[np.int64]) -> None:
         self.job, self.part, self.rows = job, part, rows
         self.labels = entry_labels(job, part.view, rows)
-        self.specs = job.encoding.specs(len(job.dataset.classes))
+        self.classes = len(job.dataset.classes)
+        self.specs = job.encoding.specs(self.classes)
         self.arrays: dict[str, npt.NDArray[Any]] = {}
         self.kept: dict[str, list[npt.NDArray[Any]]] = {}
         self.features: dict[str, npt.NDArray[Any]] = {}
         self.predicted = np.empty(part.positions, np.int64)
         self.expected = np.empty(part.positions, np.int64)
-        self.stride = max(1, part.positions // SAMPLED_PER_PART)
+        self.stride = max(1, part.positions // sampled_per_part(self.classes))
         self.sampled: list[npt.NDArray[np.float32]] = []
         self.filled = self.asked = 0
 
@@ -150,8 +160,7 @@ class _PartBuilder:
 
     def write(self, writer: CacheWriter, claims: Claims) -> None:
         """Write the part with its index and what is known of its fidelity, and let go of the claim on it."""
-        job, view = self.job, self.part.view
-        classes = len(job.dataset.classes)
+        job, view, classes = self.job, self.part.view, self.classes
         arrays = {**self.arrays, **{name: np.concatenate(pieces) for name, pieces in self.kept.items()}}
         fidelity = Fidelity(job.encoding, classes)
         fidelity.count(self.predicted, self.expected)
@@ -173,7 +182,7 @@ class _PartBuilder:
 
     def _sample_of(self, arrays: Arrays) -> SoftLabels:
         """What is kept of the positions whose logits were sampled."""
-        encoding, classes = self.job.encoding, len(self.job.dataset.classes)
+        encoding, classes = self.job.encoding, self.classes
         if self.kept:
             return encoding.decode(arrays, classes).select(slice(None, None, self.stride))
         return encoding.decode({name: value[:: self.stride] for name, value in arrays.items()}, classes)

@@ -57,12 +57,40 @@ class Blocks:
         beside = (self.largest - self.top).mul_(self.scales[number]).clamp_(min=LOWEST_EXPONENT).exp_()
         return beside.to(dtype) * self.sums[number]
 
+    def ends(self, dtype: torch.dtype) -> Tensor:
+        """(N, G) ``dtype``: the ``masses`` of each block and those before it, for the first of the scales."""
+        if (kernel := _kernel(self.logits)) is not None and dtype == torch.float64:
+            found: Tensor = kernel.ends(self.largest, self.sums[0], self.scales[0], LOWEST_EXPONENT)
+            return found
+        return self.masses(0, dtype).cumsum(dim=1)
+
+    def classes_at(self, ends: Tensor, wanted: Tensor) -> Tensor:
+        """(N, n) int64: the class in whose stretch of the cumulated masses each of ``wanted`` (N, n) lies.
+
+        ``ends`` (N, G) as the method gives them; ``wanted`` above 0, up to the last of them.
+        """
+        block = torch.searchsorted(ends, wanted).clamp_(max=self.count - 1)
+        if (kernel := _kernel(self.logits)) is not None and ends.dtype == torch.float64:
+            given = self.logits, self.largest, self.sums[0], ends, block, wanted
+            found: Tensor = kernel.classes_at(*given, self.scales[0], BLOCK)
+            return found
+        begin = torch.where(block > 0, ends.gather(1, (block - 1).clamp_(min=0)), 0.0)
+        # Within a block, masses are beside its own largest: so is what is left of the way.
+        share = (wanted - begin) / (ends.gather(1, block) - begin)
+        rest = (share * self.sums[0].gather(1, block)).float()
+        largest = self.largest.gather(1, block)[:, :, None]
+        inside = (self.inside(block) - largest).mul_(self.scales[0]).exp_().cumsum(dim=2)
+        # The same sum in another order may be a bit less: nothing lies beyond the last class that has some mass.
+        rest = torch.minimum(rest, inside[:, :, -1])
+        return (block * BLOCK + (inside < rest[:, :, None]).sum(dim=2)).clamp_(max=self.logits.shape[1] - 1)
+
 
 def blocks_of(logits: Tensor, scales: tuple[float, ...]) -> Blocks:
     """``Blocks`` of floating ``logits`` (N, C) with N and C of at least 1, taken as float32."""
-    kernel = _kernel() if logits.device.type == "cuda" and logits.dtype != torch.float64 else None
-    if kernel is not None:
-        largest, sums = kernel(logits, scales, BLOCK)
+    if logits.device.type == "cuda" and logits.stride(1) != 1:
+        logits = logits.contiguous()
+    if (kernel := _kernel(logits)) is not None:
+        largest, sums = kernel.largest_and_sums(logits, scales, BLOCK)
         return Blocks(logits, largest, scales, sums, largest.isfinite().all(dim=1))
     values = logits.float()
     whole = values.shape[1] // BLOCK * BLOCK
@@ -90,11 +118,18 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
+def _kernel(logits: Tensor) -> Any:
+    """``kernel_torch``, where it can take such logits; None elsewhere."""
+    if logits.device.type != "cuda" or logits.dtype == torch.float64:
+        return None
+    return _found_kernel()
+
+
 @cache
-def _kernel() -> Any:
-    """The same in one pass of a GPU; None where Triton, which torch brings along for most GPUs, is not there."""
+def _found_kernel() -> Any:
+    """Triton comes with torch for most GPUs, and not with all."""
     try:
-        from pipeline.encodings.kernel_torch import largest_and_sums
+        from pipeline.encodings import kernel_torch
     except ImportError:
         return None
-    return largest_and_sums
+    return kernel_torch

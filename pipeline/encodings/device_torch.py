@@ -38,12 +38,6 @@ class Coming:
         return {name: held.numpy() for name, held in self._held.items()}
 
 
-def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """``array`` on ``device``, where a GPU takes it when it comes to it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def wide(device: torch.device) -> torch.dtype:
     """What sums are taken in: float64, which MPS has not."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from pipeline.devices import on_device
 from pipeline.errors import ConfigError
 from pipeline.sampler import Order, Rows
 from pipeline.softlabels import Dense
@@ -102,7 +102,7 @@ class _MixedStream:
             found.append(soft)
         mixture, hard = self._mixture, None
         if mixture.labels is not None:
-            hard = torch.from_numpy(mixture.labels[rows]).to(found[0].stored.device, non_blocking=True)
+            hard = on_device(mixture.labels[rows], found[0].stored.device)
         return mixed(found, mixture.weights, mix=mixture.mix, temperature=mixture.temperature, hard_B=hard)
 
     def close(self) -> None:

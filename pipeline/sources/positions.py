@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.datasets import Dataset
+from pipeline.devices import on_device
 from pipeline.sampler import Rows
 
 
@@ -55,7 +56,7 @@ def positions_of(dataset: Dataset, rows: Rows, device: torch.device) -> Position
     columns = np.flatnonzero(scored.any(axis=0))
     longest = int(columns[-1]) + 1 if len(columns) else 1
     scored = scored[:, :longest]
-    index = None if scored.all() else torch.from_numpy(np.flatnonzero(scored)).to(device, non_blocking=True)
-    targets = torch.from_numpy(targets_BT[:, :longest][scored]).to(device, non_blocking=True)
-    lengths = torch.from_numpy(scored.sum(axis=1)).to(device, non_blocking=True)
+    index = None if scored.all() else on_device(np.flatnonzero(scored), device)
+    targets = on_device(targets_BT[:, :longest][scored], device)
+    lengths = on_device(scored.sum(axis=1), device)
     return Positions(index, targets, lengths, longest)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.devices import on_device
 from pipeline.errors import CacheMismatchError
 from pipeline.sampler import Order, Rows
 from pipeline.sources.batches import Batches
@@ -165,9 +166,8 @@ class Streams(Generic[T]):
 
         def find(rows: Rows) -> T:
             if table.length == 1:
-                return content.select(everything, starts[torch.from_numpy(rows).to(device, non_blocking=True)])
-            positions = torch.from_numpy(places.some(rows).positions())
-            return content.select(everything, positions.to(device, non_blocking=True))
+                return content.select(everything, starts[on_device(rows, device)])
+            return content.select(everything, on_device(places.some(rows).positions(), device))
 
         return find
 

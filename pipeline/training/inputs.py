@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.datasets import Dataset
+from pipeline.devices import on_device
 from pipeline.sampler import Order, Rows
 from pipeline.views import Views, input_loader
 
@@ -83,7 +84,7 @@ class ResidentInputs:
 
     def _gather(self, kept: Tensor, batches: Iterator[Rows]) -> Iterator[Tensor]:
         for rows in batches:
-            slots = torch.from_numpy(np.searchsorted(self.rows, rows)).to(self.keep_on, non_blocking=True)
+            slots = on_device(np.searchsorted(self.rows, rows), self.keep_on)
             yield kept.index_select(0, slots).to(self.device, non_blocking=True)
 
     def _load(self, view: int) -> Tensor:

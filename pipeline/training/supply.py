@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.devices import on_device
 from pipeline.losses.response import NO_LABEL
 from pipeline.sampler import Order, Rows
 from pipeline.softlabels import Opinions, SoftLabels
@@ -49,7 +50,7 @@ class Supply:
         new = np.unique(rows[partners[rows] < 0])
         if len(new):
             partners[new], share[new] = self._task.mixing(new, view)
-        found = (torch.from_numpy(array[rows]).to(self._task.device, non_blocking=True) for array in (partners, share))
+        found = (on_device(array[rows], self._task.device) for array in (partners, share))
         whose, own = found
         return self._labels[whose], own
 
@@ -88,7 +89,7 @@ class Supply:
                     x = x[:, : positions.longest].contiguous()
                 soft = labels.next(x, rows) if labels is not None else None
                 found = hints.next(x, rows) if hints is not None else None
-                index = torch.from_numpy(rows).to(task.device, non_blocking=True)
+                index = on_device(rows, task.device)
                 has_soft = None if self._has_soft is None else self._has_soft[index]
                 if positions is not None:
                     yield x, self._of_positions(positions, self._labels[index], soft, has_soft)
