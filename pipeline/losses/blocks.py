@@ -11,17 +11,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.losses.meeting import Softmax, meet
+from pipeline.losses.meeting import ONE, Softmax, meet
 from pipeline.softlabels import SoftLabels, TopK
 
 
 class Weighing(NamedTuple):
-    """``alpha`` of the soft term, ``beta`` of the hard one, T of the soft one, and ``smoothing`` of hard labels."""
+    """``alpha`` of the soft term, ``beta`` of the hard one, T of the soft one, and ``smoothing`` of hard labels.
+
+    ``residual``: what stands for the classes that top-k labels dropped, one of ``meeting.RESIDUALS``.
+    """
 
     alpha: float = 1.0
     beta: float = 1.0
     temperature: float = 1.0
     smoothing: float = 0.0
+    residual: str = ONE
 
 
 class Values(NamedTuple):
@@ -53,7 +57,7 @@ def block_terms(
     place = None if targets_P is None else targets_P.clamp_min(0)[:, None]
     aims = None if place is None else _aims(z, place, smoothing)
     aside = None
-    if isinstance(soft, TopK):  # the kept classes leave the block until its gradient is made
+    if isinstance(soft, TopK) and weighing.residual == ONE:  # the kept leave the block until its gradient is made
         ids = soft.ids.long()
         aside = z.gather(1, ids)
         z.scatter_(1, ids, -torch.inf)
@@ -69,7 +73,7 @@ def block_terms(
     if soft is not None and temperature != 1.0:
         z.div_(temperature)
         aside = None if aside is None else aside / temperature
-    met = None if soft is None else meet(soft, z, temperature)
+    met = None if soft is None else meet(soft, z, temperature, weighing.residual)
     own = Softmax.of(z.exp_(), aside)
     hard_own = plain or own
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.losses.divergences import (
     skewed_kl_loss,
     skewed_reverse_kl_loss,
 )
+from pipeline.losses.meeting import RESIDUALS
 from pipeline.losses.relations import correlation_loss, decoupled_loss
 from pipeline.losses.response import distillation_loss, logit_regression_loss
 from pipeline.softlabels import SoftLabels
@@ -35,7 +36,8 @@ class ResponseLoss:
       classes, of which the teacher gives the dropped ones nothing; reverse KL is infinite;
     - ``softened``: it has a temperature; ``labelled``: it needs the hard label of each row; ``batch``: a row's value
       depends on the other rows of its batch;
-    - ``shares``: its parameters are shares, above 0 and below 1; those of the others are weights, 0 or more.
+    - ``shares``: its parameters are shares, above 0 and below 1; those of the others are weights, 0 or more;
+    - ``choices``: but for these, by name, which are words: those that each may be.
     """
 
     function: Callable[..., Tensor]
@@ -48,9 +50,10 @@ class ResponseLoss:
     labelled: bool = False
     batch: bool = False
     shares: bool = False
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
-    def parameters(self) -> Mapping[str, float]:
+    def parameters(self) -> Mapping[str, float | str]:
         """Names and defaults of the parameters of its own."""
         signature = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
@@ -58,26 +61,35 @@ class ResponseLoss:
     def problems(self, name: str, given: Mapping[str, Any]) -> list[str]:
         """What is wrong with the parameters ``given`` for the loss of this ``name``."""
         known = self.parameters
-        listed = ", ".join(f"{key}={value:g}" for key, value in known.items())
+        listed = ", ".join(self.listed)
         found = [
             f"--loss {name} has no parameter {key!r}: it has {listed or 'none'}" for key in given if key not in known
         ]
         values = {key: given.get(key, default) for key, default in known.items()}
         span = "above 0 and below 1" if self.shares else "a number, 0 or more"
         for key, value in values.items():
-            if not self._fits(value):
-                found.append(f"--loss-args: {key} of {name} should be {span}; found {value!r}")
+            if not self._fits(key, value):
+                wanted = f"one of {', '.join(self.choices[key])}" if key in self.choices else span
+                found.append(f"--loss-args: {key} of {name} should be {wanted}; found {value!r}")
         if not found and values and not any(values.values()):
             found.append(f"--loss-args: all weights of {name} are 0: there is nothing to learn")
         return found
 
-    def _fits(self, value: Any) -> bool:
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The parameters of its own as they are typed, with their defaults."""
+        shown = ((key, value if isinstance(value, str) else f"{value:g}") for key, value in self.parameters.items())
+        return tuple(f"{key}={value}" for key, value in shown)
+
+    def _fits(self, key: str, value: Any) -> bool:
+        if key in self.choices:
+            return value in self.choices[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         return 0 < value < 1 if self.shares else 0 <= value < math.inf
 
     def __call__(
-        self, logits_BC: Tensor, soft: SoftLabels, labels_B: Tensor, temperature: float, **parameters: float
+        self, logits_BC: Tensor, soft: SoftLabels, labels_B: Tensor, temperature: float, **parameters: float | str
     ) -> Tensor:
         """Values (B,) of a batch."""
         if self.softened:
@@ -95,6 +107,7 @@ LOSSES: dict[str, ResponseLoss] = {
         topk=True,
         sampled=True,
         bare=True,
+        choices={"residual": RESIDUALS},
     ),
     "logit-regression": ResponseLoss(
         logit_regression_loss, "squared difference of the centred logits", "Ba and Caruana 2014", softened=False

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.errors import ConfigError, EncodingError, ModelError
 from pipeline.losses.blocks import Values, Weighing, block_terms
+from pipeline.losses.meeting import ONE, check_residual
 from pipeline.softlabels import Sampled, SoftLabels
 
 BLOCK_BYTES = 32 * 2**20
@@ -51,6 +52,7 @@ def fused_loss(
     beta: float = 1.0,
     temperature: float = 1.0,
     smoothing: float = 0.0,
+    residual: str = ONE,
     chunk: int | None = None,
     compile_chunks: bool | None = None,
 ) -> FusedTerms:
@@ -58,7 +60,8 @@ def fused_loss(
 
     - ``targets_P`` (P,) int64, -1 for none; ``soft``: labels of P rows, valid ones also where ``has_soft`` (P,) bool
       says that they do not count (None: all do);
-    - ``temperature`` of the soft term, ``smoothing`` of the hard one; one of weight 0, or without labels, is left out;
+    - ``temperature`` and ``residual`` of the soft term, ``smoothing`` of the hard one; one of weight 0, or without
+      labels, is left out;
     - ``chunk``: positions at a time; None: by the size of the vocabulary and the device;
     - ``compile_chunks``: by ``torch.compile``; None: on CUDA.
 
@@ -66,16 +69,18 @@ def fused_loss(
     weight's gradient in float32, or in float64 for a float64 weight. Beside the gradients themselves at most
     about P / 24 rows of logits are held. Second derivatives are not defined; a second backward pass computes anew.
 
-    Raises ConfigError for a temperature or chunk that is not above 0, ModelError for shapes that do not fit together,
-    EncodingError when the soft labels or targets are of another number of positions or classes, and TemperatureError
-    when the soft labels were not kept at T.
+    Raises ConfigError for a temperature or chunk that is not above 0 or an unknown ``residual``, ModelError for shapes
+    that do not fit together, EncodingError when the soft labels or targets are of another number of positions or
+    classes or labels other than top-k have no residual to spread, and TemperatureError when the soft labels were not
+    kept at T.
     """
     _check(hidden_PD, weight_VD, bias_V, targets_P, soft, has_soft, temperature, chunk)
+    check_residual(residual, soft)
     plan = _Plan(
         soft=soft if alpha else None,
         has=has_soft,
         targets=targets_P if beta else None,
-        weighing=Weighing(alpha, beta, float(temperature), smoothing),
+        weighing=Weighing(alpha, beta, float(temperature), smoothing, residual),
         chunk=chunk,
         compiled=hidden_PD.device.type == "cuda" if compile_chunks is None else compile_chunks,
     )

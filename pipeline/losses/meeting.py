@@ -14,7 +14,25 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError, EncodingError
 from pipeline.softlabels import Dense, Sampled, SoftLabels, TopK
+
+ONE, EVEN = "one", "even"
+RESIDUALS = (ONE, EVEN)
+"""What stands for the classes that top-k labels dropped: one outcome, whose mass alone is known; or each of them has
+the same share of it."""
+
+
+def check_residual(residual: str, soft: SoftLabels | None) -> None:
+    """Raises ConfigError for none of ``RESIDUALS``, EncodingError for labels that have no residual to be spread."""
+    if residual not in RESIDUALS:
+        raise ConfigError(f"residual should be one of {', '.join(RESIDUALS)}; found {residual!r}")
+    if residual == EVEN and soft is not None and not isinstance(soft, TopK):
+        found = "sampled ones" if isinstance(soft, Sampled) else "labels of all classes"
+        raise EncodingError(
+            f"residual={EVEN} spreads what top-k labels dropped; found {found}. Use residual={ONE}, or a cache dumped "
+            "with --encoding topk"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,37 @@ class MetTopK:
         gradient_PV.scatter_add_(1, self.ids, push_P[:, None] * (self.mass[:, None] * own.q_aside - self.p))
 
 
+class MetEven:
+    """``s q_j - p_j`` for a kept class, ``s q_j - r / n`` for another: the residual r in equal shares for n classes.
+
+    No class is set aside: ``q`` is of all. The mean of log q over the dropped classes comes from a sum over all.
+    """
+
+    def __init__(self, soft: TopK, x_PV: Tensor, temperature: float) -> None:
+        log_p, log_residual = soft.at(temperature)
+        self.ids = soft.ids.long()
+        log_p, log_residual = log_p.to(x_PV.dtype), log_residual.to(x_PV.dtype)
+        dropped = x_PV.shape[1] - self.ids.shape[1]
+        self.p, residual = log_p.exp(), log_residual.exp()
+        self.share = residual / max(dropped, 1)
+        self.mass = self.p.sum(dim=1) + residual
+        kept = x_PV.gather(1, self.ids)
+        # Sums of one sign, and r / n is at most the mean kept p: what the difference loses is no more than a rounding
+        # of the mean x, however few are dropped.
+        others = x_PV.sum(dim=1) - kept.sum(dim=1)
+        # A residual of 0 contributes nothing, whatever the student's logits there.
+        rest = torch.where(self.share > 0, residual * self.share.log() - self.share * others, 0.0)
+        self.against = torch.linalg.vecdot(self.p, log_p - kept) + rest
+
+    def terms(self, own: Softmax) -> Terms:
+        return Terms(self.against + self.mass * own.log_normaliser, self.mass * own.unit)
+
+    def add_gradient(self, gradient_PV: Tensor, own: Softmax, push_P: Tensor) -> None:
+        each = push_P * self.share
+        gradient_PV.sub_(each[:, None])
+        gradient_PV.scatter_add_(1, self.ids, each[:, None] - push_P[:, None] * self.p)
+
+
 class MetSampled:
     """``s q - w``."""
 
@@ -121,11 +170,13 @@ class MetSampled:
         gradient_PV.view(-1).index_add_(0, self.cells, self.weights * push_P[self.rows], alpha=-1.0)
 
 
-Met: TypeAlias = MetDense | MetTopK | MetSampled
+Met: TypeAlias = MetDense | MetTopK | MetEven | MetSampled
 
 
-def meet(soft: SoftLabels, x_PV: Tensor, temperature: float) -> Met:
+def meet(soft: SoftLabels, x_PV: Tensor, temperature: float, residual: str = ONE) -> Met:
     """Labels against x = (z - max) / T. Raises TemperatureError when they were not kept at T."""
     if isinstance(soft, Dense):
         return MetDense(soft, x_PV, temperature)
-    return MetTopK(soft, x_PV, temperature) if isinstance(soft, TopK) else MetSampled(soft, x_PV, temperature)
+    if isinstance(soft, Sampled):
+        return MetSampled(soft, x_PV, temperature)
+    return MetEven(soft, x_PV, temperature) if residual == EVEN else MetTopK(soft, x_PV, temperature)

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from pipeline.losses.blocks import Weighing, block_terms
+from pipeline.losses.meeting import ONE, check_residual
 from pipeline.losses.partition import checked, dense_logits, same_shape, wide
 from pipeline.softlabels import Dense, SoftLabels
 
@@ -32,7 +33,9 @@ def hard_loss(student_logits_BC: Tensor, labels_B: Tensor, *, smoothing: float =
     )
 
 
-def distillation_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperature: float) -> Tensor:
+def distillation_loss(
+    student_logits_BC: Tensor, soft: SoftLabels, *, temperature: float, residual: str = ONE
+) -> Tensor:
     """``T^2 * KL(teacher || student)`` with both sides softened by T, (B,), in nats.
 
     The factor T^2 keeps the size of the gradient when T changes (Hinton, Vinyals and Dean 2015, section 2). For T to
@@ -40,7 +43,9 @@ def distillation_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperatur
 
     Dense labels use every class. Top-k labels use the kept classes and one more that stands for all the others: the
     teacher's residual against the student's mass on the dropped classes. Nothing is renormalised, and K = C gives
-    the dense value.
+    the dense value. With ``residual="even"`` each of the C - K dropped classes is given the same share of the
+    residual r: ``sum_kept p log(p / q) + r log(r / (C - K)) - r / (C - K) sum_dropped log q``. That is a guess, and
+    the student learns it, where ``"one"`` leaves it to the student how the dropped classes share their mass.
 
     Sampled labels give ``T^2 * -sum_j w_j log q_j``, q the student's softmax at T: the sampled cross-entropy of
     Anshumann et al. 2025 (RS-KD). It is linear in the weights, whose mean over the draws is the teacher's p:
@@ -49,13 +54,15 @@ def distillation_loss(student_logits_BC: Tensor, soft: SoftLabels, *, temperatur
     constant is added to a row, and it varies more but where the proposal is sharper than the teacher. Dividing by s
     is biased. (docs/decisions/0014-language-models.md has the figures.)
 
-    Raises ConfigError when T is not above 0, EncodingError when the numbers of rows or classes differ, and
-    TemperatureError when top-k or sampled labels were not kept at T.
+    Raises ConfigError when T is not above 0 or ``residual`` is unknown, EncodingError when the numbers of rows or
+    classes differ or labels other than top-k have no residual to spread, and TemperatureError when top-k or sampled
+    labels were not kept at T.
     """
     student = checked(student_logits_BC, soft, temperature)
+    check_residual(residual, soft)
     if isinstance(soft, Dense):
         return _dense(student, soft.stored, float(temperature))
-    return _sparse(student, soft, float(temperature))
+    return _sparse(student, soft, float(temperature), residual)
 
 
 def logit_regression_loss(student_logits_BC: Tensor, soft: SoftLabels) -> Tensor:
@@ -104,9 +111,9 @@ class _SparseLoss(torch.autograd.Function):
     """The same on top-k labels, and sampled cross-entropy: see ``meeting`` for the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, soft: SoftLabels, temperature: float) -> Tensor:
+    def forward(ctx: Any, student: Tensor, soft: SoftLabels, temperature: float, residual: str) -> Tensor:
         block = student.clone(memory_format=torch.contiguous_format)
-        weighing = Weighing(alpha=1.0, temperature=temperature)
+        weighing = Weighing(alpha=1.0, temperature=temperature, residual=residual)
         needed = ctx.needs_input_grad[0]
         losses = block_terms(block, soft, None, None, weighing, differentiate=needed).soft
         assert losses is not None
@@ -116,9 +123,9 @@ class _SparseLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (own,) = ctx.saved_tensors
-        return own * gradient[:, None], None, None
+        return own * gradient[:, None], None, None, None
 
 
 def _dense(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -126,6 +133,6 @@ def _dense(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return result
 
 
-def _sparse(student: Tensor, soft: SoftLabels, temperature: float) -> Tensor:
-    result: Tensor = _SparseLoss.apply(student, soft, temperature)  # type: ignore[no-untyped-call]
+def _sparse(student: Tensor, soft: SoftLabels, temperature: float, residual: str) -> Tensor:
+    result: Tensor = _SparseLoss.apply(student, soft, temperature, residual)  # type: ignore[no-untyped-call]
     return result

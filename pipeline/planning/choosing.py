@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.dump import DumpConfig
 from pipeline.errors import EncodingError
+from pipeline.losses.meeting import EVEN
 from pipeline.planning.config import PlanConfig, parse_bytes
 from pipeline.planning.estimates import Estimate
 
@@ -29,6 +30,15 @@ def mean_kl(found: Estimate, temperature: float) -> float:
 def biased(found: Estimate) -> bool:
     """Whether the gradient of a student on token sequences has another length, ``BIAS`` or more, than in full."""
     return abs(found.turns["step"].ratio - 1) > BIAS
+
+
+def ways(found: Estimate) -> Iterator[Estimate]:
+    """An encoding, and beside it the same trained with its residual spread evenly, where that turns a step less."""
+    yield found
+    if found.even:
+        even = dataclasses.replace(found, name=f"{found.name} even", turns=found.even, bare={}, even={}, residual=EVEN)
+        if _turn(even) < _turn(found):
+            yield even
 
 
 def recommended(estimates: Sequence[Estimate]) -> Estimate | None:
@@ -108,6 +118,8 @@ def reason(picked: Estimate, estimates: Sequence[Estimate], config: PlanConfig) 
         return ""
     step = picked.turns["step"]
     words = f"{picked.bytes_per_label:.1f} B per token, {step.angle:.1f} degrees"
+    if picked.residual == EVEN:
+        words += f" where it is trained with --loss-args residual={EVEN}"
     if biased(picked):
         return f"{words}; the gradient's length is {step.ratio:.3f} of what it should be, as nothing unbiased fits"
     budget = parse_bytes(config.budget) if config.budget is not None else math.inf

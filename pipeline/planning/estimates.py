@@ -20,6 +20,7 @@ from pipeline.encodings.encode_torch import encode
 from pipeline.errors import EncodingError
 from pipeline.fidelity import Fidelity, kl_divergence, stored_logprobs, summarise
 from pipeline.identity import digest
+from pipeline.losses.meeting import EVEN, ONE
 from pipeline.metrics import log_softmax
 from pipeline.planning import sizes
 from pipeline.planning.angles import STUDENTS, Angles, gradient_angles, slices, stand_in
@@ -53,7 +54,9 @@ class Estimate:
     - ``top1_agreement``: share of the sample whose largest class is the teacher's, at the training temperature;
     - ``angles``: of the gradient, in degrees, by the student that stands in (``pipeline/planning/angles.py``); of
       token sequences instead ``turns`` of the gradient in a student's output matrix, over the ``sample`` and a ``step``
-      of training (``pipeline/planning/standing.py``), and ``bare``, those of top-k trained without its residual;
+      of training (``pipeline/planning/standing.py``), and those of top-k trained otherwise: ``bare``, without its
+      residual, and ``even``, with the residual spread evenly;
+    - ``residual``: how top-k labels are trained on for ``turns``, as ``train --loss-args residual=`` takes it;
     - ``seconds``: of one entry to ``encode``, ``write`` and ``read`` (in memory), and of the whole ``dump``;
     - ``break_even_epochs``: see ``break_even``.
     """
@@ -72,6 +75,8 @@ class Estimate:
     angles: Mapping[str, Angles] = dataclasses.field(default_factory=dict)
     turns: Mapping[str, Turn] = dataclasses.field(default_factory=dict)
     bare: Mapping[str, Turn] = dataclasses.field(default_factory=dict)
+    even: Mapping[str, Turn] = dataclasses.field(default_factory=dict)
+    residual: str = ONE
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     break_even_epochs: int | None = None
 
@@ -187,6 +192,7 @@ def estimate(
         angles=_angles(sample, kept, config) if student is None else {},
         turns={} if student is None else student.turns(kept),
         bare=student.turns(kept.bare()) if student is not None and isinstance(kept, TopK) else {},
+        even=student.turns(kept, EVEN) if student is not None and isinstance(kept, TopK) else {},
         seconds={
             "encode": encode_seconds,
             "write": write_seconds,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.losses.meeting import EVEN, ONE
 from pipeline.softlabels import Dense, Sampled, SoftLabels, TopK
 
 _WHOLE = 1e-5
@@ -28,17 +29,20 @@ _WHOLE = 1e-5
 class Kept:
     """What labels of P positions stand for: ``values`` (M,) at the classes ``ids`` (M,) of ``rows`` (M,), each once.
 
-    ``own`` (P,): so much of the student's own distribution at every class, besides. None: nothing of it.
+    Besides, at every class: ``own`` (P,) of the student's own distribution, and ``even`` (P,). None: nothing.
     """
 
     rows: Tensor
     ids: Tensor
     values: Tensor
     own: Tensor | None = None
+    even: Tensor | None = None
 
     def wide(self, q_PV: Tensor) -> Tensor:
         """The same at all classes, (P, V)."""
         found = torch.zeros_like(q_PV) if self.own is None else q_PV * self.own[:, None]
+        if self.even is not None:
+            found += self.even[:, None]
         return found.index_put_((self.rows, self.ids), self.values, accumulate=True)
 
     def add_to(self, sums_VD: Tensor, q_PV: Tensor, hidden_PD: Tensor) -> None:
@@ -46,19 +50,22 @@ class Kept:
         sums_VD.index_add_(0, self.ids, self.values[:, None] * hidden_PD[self.rows])
         if self.own is not None:
             sums_VD.addmm_(q_PV.T, self.own[:, None] * hidden_PD)
+        if self.even is not None:
+            sums_VD += self.even @ hidden_PD
 
 
-def kept(soft: TopK | Sampled, q_PV: Tensor, temperature: float) -> Kept:
+def kept(soft: TopK | Sampled, q_PV: Tensor, temperature: float, residual: str = ONE) -> Kept:
     """What torch ``soft`` labels stand for to ``distillation_loss`` where the student's distribution is ``q_PV``.
 
     The gradient of that loss in the student's logits is T (q - w). Top-k: the dropped mass meets the student's mass on
-    the dropped classes, as one outcome, and so is spread over them as the student spreads its own. Sampled: the
-    weights, and 1 - s of q, s being what they come to.
+    the dropped classes, as one outcome, and so is spread over them as the student spreads its own, unless ``residual``
+    is "even". Sampled: the weights, and 1 - s of q, s being what they come to.
 
     Raises TemperatureError when they were not kept at this temperature.
     """
     if isinstance(soft, TopK):
-        return largest(soft.ids.long(), *soft.at(temperature), q_PV)
+        stand = evenly if residual == EVEN else largest
+        return stand(soft.ids.long(), *soft.at(temperature), q_PV)
     weights = soft.at(temperature).to(q_PV.dtype)
     rows, ids = soft.rows, soft.ids.long()
     rest = 1 - torch.zeros_like(q_PV[:, 0]).index_add_(0, rows, weights)
@@ -76,15 +83,32 @@ def largest(ids_PK: Tensor, logprobs_PK: Tensor, log_rest_P: Tensor, q_PV: Tenso
     values = p_PK - own_PK * scale[:, None]
     # Rounded logits come to a little more or less than 1 with the rest.
     own = scale + (1 - p_PK.sum(dim=1) - rest)
-    rows = torch.arange(len(ids_PK), device=ids_PK.device)[:, None].expand_as(ids_PK)
-    return Kept(rows.flatten(), ids_PK.flatten(), values.flatten(), None if bool((own.abs() < _WHOLE).all()) else own)
+    return Kept(_rows(ids_PK), ids_PK.flatten(), values.flatten(), _unless_nothing(own))
 
 
-def stood_for(soft: SoftLabels, q_PV: Tensor, temperature: float) -> Tensor:
+def evenly(ids_PK: Tensor, logprobs_PK: Tensor, log_rest_P: Tensor, q_PV: Tensor) -> Kept:
+    """``largest``, where each of the others has the same share of their mass."""
+    rest = log_rest_P.to(q_PV.dtype).exp()
+    even = rest / max(q_PV.shape[1] - ids_PK.shape[1], 1)
+    p_PK = logprobs_PK.to(q_PV.dtype).exp()
+    own = 1 - p_PK.sum(dim=1) - rest
+    return Kept(_rows(ids_PK), ids_PK.flatten(), (p_PK - even[:, None]).flatten(), _unless_nothing(own), even)
+
+
+def _rows(ids_PK: Tensor) -> Tensor:
+    """(P K,): the row of each id."""
+    return torch.arange(len(ids_PK), device=ids_PK.device)[:, None].expand_as(ids_PK).flatten()
+
+
+def _unless_nothing(own: Tensor) -> Tensor | None:
+    return None if bool((own.abs() < _WHOLE).all()) else own
+
+
+def stood_for(soft: SoftLabels, q_PV: Tensor, temperature: float, residual: str = ONE) -> Tensor:
     """The distribution w (P, V) that torch labels of any kind stand for; see ``kept``."""
     if isinstance(soft, Dense):
         return torch.softmax(soft.logits.to(q_PV.dtype) / temperature, dim=1)
-    return kept(soft, q_PV, temperature).wide(q_PV)
+    return kept(soft, q_PV, temperature, residual).wide(q_PV)
 
 
 @dataclass(frozen=True)

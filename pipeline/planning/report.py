@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.losses.meeting import EVEN
 from pipeline.planning.choosing import human_bytes, mean_kl
 from pipeline.planning.estimates import Estimate
 
@@ -25,6 +26,8 @@ MEANINGS = {
     "`sample`: over the sample; `step`: to expect over a step of so many positions, if positions are independent. "
     "Noise averages out over positions, a bias does not",
     "bare": "the same, of top-k labels trained without their residual",
+    "even": "the same, of top-k labels trained with --loss-args residual=even; where that turns a step less it is also "
+    "an estimate of its own, whose `residual` says so",
     "kept": "classes that a position keeps, in the mean, of draws; null otherwise",
     "seconds": "of one entry to encode, to write and to read in memory, and of the whole dump: setup + entries * "
     "max(loading + forward + encode, write); --workers divide the loading, which then runs beside the forward pass",
@@ -187,6 +190,8 @@ class PlanReport:
         yield f"        distributions and from what is kept, over the {self.sample:,} positions of the sample at {at}"
         yield f"step    the same to expect over {step:,} positions; length: of the one gradient to the other; bare: of"
         yield "        top-k trained without its residual. Noise averages out over more positions, a bias does not"
+        if any(each.residual == EVEN for each in self.estimates):
+            yield f"even    top-k trained with --loss-args residual={EVEN}: a line where that turns a step less"
         yield "ids     tokens that a position keeps, in the mean"
         yield "dump    expected time, loading and writing included (in memory: the disk is not measured)"
         yield "epochs  from so many on, the dump is cheaper than the teacher run beside the student"

@@ -7,9 +7,9 @@ import time
 
 from pipeline.dump import prepare
 from pipeline.errors import EncodingError
-from pipeline.planning.choosing import choose, dump_options, reason, recommended
+from pipeline.planning.choosing import choose, dump_options, reason, recommended, ways
 from pipeline.planning.config import PlanConfig
-from pipeline.planning.estimates import candidates, estimate
+from pipeline.planning.estimates import Estimate, candidates, estimate
 from pipeline.planning.report import PlanReport
 from pipeline.planning.sampling import ask_sample, default_size
 from pipeline.planning.standing import Standing
@@ -34,10 +34,10 @@ def run(config: PlanConfig, progress: Progress | None = None) -> PlanReport:
     sample = ask_sample(job, config.sample or default_size(discrete, classes), config.seed, progress)
     student = Standing.of(sample.logits, sample.hidden, config.temperature) if discrete else None
     wanted = candidates(config, classes, discrete)
-    estimates = []
+    estimates: list[Estimate] = []
     with progress.bar("measure", len(wanted), "encodings") as bar:
         for options in wanted:
-            estimates.append(estimate(job, sample, options, config, setup_seconds, student))
+            estimates += ways(estimate(job, sample, options, config, setup_seconds, student))
             bar.update(1)
     picked, refused = None, None
     try:

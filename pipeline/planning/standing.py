@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.losses.meeting import ONE
 from pipeline.planning.parameters import Moments, Turn, stood_for, turned
 from pipeline.softlabels import SoftLabels
 
@@ -107,13 +108,16 @@ class Standing:
             alone += _product(g, g, hidden)
         return sums, Moments(_dot(sums, sums), alone, len(self.logits))
 
-    def turns(self, soft: SoftLabels) -> dict[str, Turn]:
-        """How far numpy labels of the sample turn the gradient: over the ``sample``, and over a ``step`` (expected)."""
+    def turns(self, soft: SoftLabels, residual: str = ONE) -> dict[str, Turn]:
+        """How far numpy labels of the sample turn the gradient: over the ``sample``, and over a ``step`` (expected).
+
+        ``residual``: what stands for the classes that top-k labels dropped, as ``distillation_loss`` takes it.
+        """
         full, squared_g = self._full
         sums = torch.zeros_like(full)
         squares = products = 0.0
         for rows, hidden, p, q in self.batches():
-            w = stood_for(soft.select(rows).map(torch.from_numpy), q, self.temperature)
+            w = stood_for(soft.select(rows).map(torch.from_numpy), q, self.temperature, residual)
             e = torch.sub(p, w, out=w)
             sums.addmm_(e.T, hidden)
             squares += _product(e, e, hidden)

@@ -29,6 +29,7 @@ from pipeline.sources.replay import recorded_views
 from pipeline.sources.windows import PartTable
 from pipeline.store import Cache, open_cache
 from pipeline.store.copies import default_folder
+from pipeline.training.checks import SPREAD
 from pipeline.training.config import TrainConfig
 from pipeline.training.hints import Hints
 from pipeline.training.several import check_mixable, join, joint_lineage
@@ -137,8 +138,9 @@ def open_caches(config: TrainConfig, dataset: Dataset, device: torch.device) -> 
 def _check_served(cache: Cache, config: TrainConfig) -> None:
     """Refuse a loss or temperature that the cache's encoding cannot serve."""
     kept, response = tuple(cache.encoding.temperatures), config.objective.response
-    if cache.encoding.draws and (config.standardise or config.bare_topk or not response.sampled):
-        what = "--standardise" if config.standardise else "--bare-topk" if config.bare_topk else f"--loss {config.loss}"
+    of_topk = "--bare-topk" if config.bare_topk else SPREAD if config.objective.even else ""
+    if cache.encoding.draws and (config.standardise or of_topk or not response.sampled):
+        what = "--standardise" if config.standardise else of_topk or f"--loss {config.loss}"
         fitting = ", ".join(name for name, loss in LOSSES.items() if loss.sampled)
         raise ConfigError(
             f"{what} needs more of each distribution than draws from it, and {cache.address} keeps those "
@@ -151,9 +153,9 @@ def _check_served(cache: Cache, config: TrainConfig) -> None:
             f"{what} needs the logits of all classes; {cache.address} keeps the largest ones ({cache.encoding.name}). "
             f"Use a loss that is defined on those ({fitting}), without --standardise, or dump with --encoding dense"
         )
-    if config.bare_topk and not kept:
+    if of_topk and not kept:
         raise ConfigError(
-            f"--bare-topk is of top-k labels; {cache.address} keeps the logits of all classes ({cache.encoding.name}). "
+            f"{of_topk} is of top-k labels; {cache.address} keeps the logits of all classes ({cache.encoding.name}). "
             "Leave it out, or make top-k labels of it (softlabels cache transcode --encoding topk)"
         )
     if response.softened and kept and not is_kept(config.temperature, kept):

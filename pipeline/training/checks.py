@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pipeline.configuration import parse_arguments
 from pipeline.errors import ConfigError
 from pipeline.losses import LOSSES
+from pipeline.losses.meeting import EVEN
 from pipeline.models import untrained
 from pipeline.models.hydra import PREFIX
 from pipeline.sources.mixing import OF_PROBABILITIES, check_weights
@@ -15,6 +16,8 @@ from pipeline.sources.panel import APART, HEADS
 from pipeline.training.hints import parse_hints
 from pipeline.training.labels import parse_labels
 from pipeline.training.options import OF_HINTS, OF_PEERS, OF_SOFT_LABELS, TrainOptions
+
+SPREAD = f"--loss-args residual={EVEN}"
 
 
 def problems(config: TrainOptions) -> Iterator[str]:
@@ -48,9 +51,12 @@ def _of_data(config: TrainOptions) -> Iterator[str]:
 
 
 def _of_loss(config: TrainOptions) -> Iterator[str]:
+    even = False
     if config.loss in LOSSES:
         try:
-            yield from LOSSES[config.loss].problems(config.loss, parse_arguments(config.loss_args, "--loss-args"))
+            given = parse_arguments(config.loss_args, "--loss-args")
+            yield from LOSSES[config.loss].problems(config.loss, given)
+            even = config.loss == "kl" and given.get("residual") == EVEN
         except ConfigError as error:
             yield from error.problems
     if not 0 <= config.label_smoothing < 1:
@@ -67,17 +73,25 @@ def _of_loss(config: TrainOptions) -> Iterator[str]:
         of = f"--epochs {config.epochs}" + (f" after --hint-epochs {config.hint_epochs}" if config.hint_epochs else "")
         yield f"--alpha-epochs should leave some of {of} for the whole alpha; found {config.alpha_epochs}"
     if config.bare_topk:
+        yield from _of_topk(config, "--bare-topk")
         yield from _of_bare_topk(config)
+    if even:
+        yield from _of_topk(config, SPREAD)
+        if config.bare_topk:
+            yield f"{SPREAD} spreads the residual that --bare-topk throws away: leave one out"
+
+
+def _of_topk(config: TrainOptions, what: str) -> Iterator[str]:
+    if config.teacher is not None:
+        yield f"{what} is of top-k labels, and a --teacher gives those of all classes: use a --cache of them"
+    if config.standardise:
+        yield f"{what} is of top-k labels, and --standardise needs the logits of all classes: leave one out"
+    if len(config.labels) > 1 and config.mix not in APART:
+        yield f"{what} is of top-k labels, and --mix {config.mix} needs dense ones: use --mix losses"
 
 
 def _of_bare_topk(config: TrainOptions) -> Iterator[str]:
     fitting = ", ".join(name for name, loss in LOSSES.items() if loss.bare)
-    if config.teacher is not None:
-        yield "--bare-topk is of top-k labels, and a --teacher gives those of all classes: use a --cache of them"
-    if config.standardise:
-        yield "--bare-topk is of top-k labels, and --standardise needs the logits of all classes: leave one out"
-    if len(config.labels) > 1 and config.mix not in APART:
-        yield f"--bare-topk is of top-k labels, and --mix {config.mix} needs dense ones: use --mix losses"
     if config.loss in LOSSES and not LOSSES[config.loss].bare:
         why = "is infinite" if LOSSES[config.loss].topk else "is not defined"
         yield (

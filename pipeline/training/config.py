@@ -53,7 +53,7 @@ class TrainConfig(TrainOptions):
             beta=beta,
             temperature=self.temperature,
             loss=self.loss,
-            parameters=tuple((name, float(value)) for name, value in sorted(parameters.items())),
+            parameters=tuple((k, v if isinstance(v, str) else float(v)) for k, v in sorted(parameters.items())),
             standardise=self.standardise,
             smoothing=self.label_smoothing,
             hints=None if self.exchanging else self._hints,  # the features of peers are no teacher's

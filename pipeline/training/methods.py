@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.losses import FEATURE_LOSSES, LOSSES, ResponseLoss
+from pipeline.losses.meeting import EVEN
 
 DENSE, TOPK, ANY, HARD = "dense", "top-k", "dense, top-k", "none"
 SPARSE = "dense, top-k, sampled"
@@ -47,6 +48,13 @@ def _responses() -> Iterator[Method]:
     yield Method("response", "logit standardisation, with any loss", "--standardise", DENSE, "Sun et al. 2024")
     yield Method(
         "response",
+        "KL, the residual spread evenly",
+        f"--loss kl --loss-args residual={EVEN}",
+        TOPK,
+        "measured in docs/decisions/0014",
+    )
+    yield Method(
+        "response",
         "kept classes renormalised, to compare with",
         "--bare-topk",
         TOPK,
@@ -62,7 +70,7 @@ def _served(loss: ResponseLoss) -> str:
 
 
 def _switch(name: str, loss: ResponseLoss) -> str:
-    given = ",".join(f"{key}={value:g}" for key, value in loss.parameters.items())
+    given = "" if loss.choices else ",".join(loss.listed)  # choices are ways of their own
     return f"--loss {name}" + (f" --loss-args {given}" if given else "")
 
 

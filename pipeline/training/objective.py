@@ -19,6 +19,7 @@ from pipeline.losses import (
     standardised,
     standardised_labels,
 )
+from pipeline.losses.meeting import EVEN
 from pipeline.softlabels import Opinions, Sampled, SoftLabels, TopK
 from pipeline.training.hints import Hints, Lesson
 
@@ -127,7 +128,7 @@ class Objective:
     beta: float = 1.0
     temperature: float = 4.0
     loss: str = "kl"
-    parameters: tuple[tuple[str, float], ...] = ()
+    parameters: tuple[tuple[str, float | str], ...] = ()
     standardise: bool = False
     smoothing: float = 0.0
     hints: Hints | None = None
@@ -138,6 +139,11 @@ class Objective:
     def response(self) -> ResponseLoss:
         """The loss on soft labels that ``loss`` names."""
         return LOSSES[self.loss]
+
+    @property
+    def even(self) -> bool:
+        """Whether the residual of top-k labels is spread evenly over the dropped classes."""
+        return ("residual", EVEN) in self.parameters
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -187,6 +193,7 @@ class Objective:
             beta=self.beta,
             temperature=self.temperature,
             smoothing=self.smoothing,
+            **dict(self.parameters),  # type: ignore[arg-type]
         )
         return Terms(
             found.total,

@@ -87,7 +87,7 @@ class TrainOptions(Recipe):
     loss: str = option(
         "kl", "of the soft labels; --list-methods says what each is and where it comes from", choices=tuple(LOSSES)
     )
-    loss_args: tuple[str, ...] = option((), "key=value parameters of the loss, such as skew=0.1")
+    loss_args: tuple[str, ...] = option((), "key=value parameters of the loss, such as skew=0.1 or residual=even")
     standardise: bool = option(False, "z-scores in the place of the logits, the student's and the teacher's")
     bare_topk: bool = option(
         False,

@@ -255,7 +255,7 @@ def most_held(action: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("kind", ["hard", "topk", "sampled"])
+@pytest.mark.parametrize("kind", ["hard", "topk", "even", "sampled"])
 def test_memory_is_less_than_an_eighth_of_the_logits(kind: str, temperature: float) -> None:
     """With the gradients of hidden states and weight, and a loss that is scaled before its backward pass."""
     positions, classes, width = 4096, 4096, 64
@@ -263,15 +263,16 @@ def test_memory_is_less_than_an_eighth_of_the_logits(kind: str, temperature: flo
     weight = torch.randn(classes, width, requires_grad=True)
     at, kept = torch.arange(0, 4 * positions + 1, 4), torch.arange(4).repeat(positions)
     soft: Any = Sampled(kept, torch.full((4 * positions,), 0.25), at, temperature, classes)
-    if kind == "topk":
+    if kind in ("topk", "even"):
         none = torch.zeros(positions, 1)
         soft = TopK(kept.view(-1, 4), torch.zeros(positions, 4), none + 2.0, none - 0.8, (temperature,), classes)
     targets = torch.zeros(positions, dtype=torch.int64)
 
     def step() -> None:
         found = fused_loss(
-            hidden, weight, targets_P=targets, soft=None if kind == "hard" else soft, alpha=0.5, temperature=temperature
-        )
+            hidden, weight, targets_P=targets, soft=None if kind == "hard" else soft, alpha=0.5,
+            temperature=temperature, residual="even" if kind == "even" else "one",
+        )  # fmt: skip
         (found.total / positions).backward()
 
     logits = positions * classes * 4

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, EncodingError
 from pipeline.losses import distillation_loss
 from pipeline.models import build_model, save_weights
 from pipeline.planning import Estimate, PlanConfig, choose, run
-from pipeline.planning.choosing import biased, reason, recommended
+from pipeline.planning.choosing import biased, reason, recommended, ways
 from pipeline.planning.parameters import Moments, Turn, kept, stood_for, turn
 from pipeline.planning.standing import Standing, leading
 from pipeline.store import open_cache
@@ -51,14 +51,23 @@ def temperature_of(encoding: Encoding) -> float:
     return encoding.temperatures[-1] if encoding.temperatures else 2.0
 
 
-@pytest.mark.parametrize(("encoding", "bare"), [*((each, False) for each in ENCODINGS), (ENCODINGS[1], True)], ids=str)
-def test_labels_stand_for_what_the_loss_takes_them_for(encoding: Encoding, bare: bool):
+EVENLY = [each for each in ENCODINGS if isinstance(each, TopK)]
+WAYS = [*((each, "one") for each in ENCODINGS), *((each, "even") for each in EVENLY)]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bare", "residual"),
+    [*((each, False, residual) for each, residual in WAYS), (ENCODINGS[1], True, "one")],
+    ids=str,
+)
+def test_labels_stand_for_what_the_loss_takes_them_for(encoding: Encoding, bare: bool, residual: str):
     soft, at = labels_of(encoding), temperature_of(encoding)
     soft = (soft.bare() if bare else soft).map(torch.from_numpy)
     student = torch.randn(300, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    (gradient,) = torch.autograd.grad(distillation_loss(student, soft, temperature=at).sum(), student)
+    losses = distillation_loss(student, soft, temperature=at, residual=residual)
+    (gradient,) = torch.autograd.grad(losses.sum(), student)
     q = (student.detach() / at).softmax(dim=1)
-    assert (q - stood_for(soft, q, at)).sub(gradient / at).abs().max() < 2e-6
+    assert (q - stood_for(soft, q, at, residual)).sub(gradient / at).abs().max() < 2e-6
 
 
 def test_a_student_that_is_sure_loses_nothing_to_rounding():
@@ -73,17 +82,17 @@ def test_a_student_that_is_sure_loses_nothing_to_rounding():
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-12) and float(expected.max()) < 1e-8
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS[1:], ids=str)
-def test_sparse_sums_are_those_of_all_classes(encoding: Encoding):
+@pytest.mark.parametrize(("encoding", "residual"), WAYS[1:], ids=str)
+def test_sparse_sums_are_those_of_all_classes(encoding: Encoding, residual: str):
     soft, at = labels_of(encoding).map(torch.from_numpy), temperature_of(encoding)
     q, hidden = torch.rand(300, 40).double().softmax(dim=1), torch.randn(300, 7).double()
     found = torch.zeros(40, 7).double()
-    kept(soft, q, at).add_to(found, q, hidden)
-    assert torch.allclose(found, stood_for(soft, q, at).T @ hidden, atol=1e-6)
+    kept(soft, q, at, residual).add_to(found, q, hidden)
+    assert torch.allclose(found, stood_for(soft, q, at, residual).T @ hidden, atol=1e-6)
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
-def test_the_turn_is_that_of_autograd_in_a_linear_layer(encoding: Encoding):
+@pytest.mark.parametrize(("encoding", "residual"), WAYS, ids=str)
+def test_the_turn_is_that_of_autograd_in_a_linear_layer(encoding: Encoding, residual: str):
     at, soft = temperature_of(encoding), labels_of(encoding)
     student = Standing.of(LOGITS, RANDOM.standard_normal((300, 9)), at)
     layer = nn.Linear(9, 40).double()
@@ -92,13 +101,14 @@ def test_the_turn_is_that_of_autograd_in_a_linear_layer(encoding: Encoding):
         layer.weight[:, : len(student.middle)] = student.weight
         layer.bias.copy_(student.bias - student.weight @ student.middle)
     gradients = []
-    for labels in (Dense("float32").decode({"logits": LOGITS}, 40), soft):
-        losses = distillation_loss(layer(student.hidden.double()), labels.map(torch.from_numpy), temperature=at)
+    for labels, how in ((Dense("float32").decode({"logits": LOGITS}, 40), "one"), (soft, residual)):
+        outputs, labels = layer(student.hidden.double()), labels.map(torch.from_numpy)
+        losses = distillation_loss(outputs, labels, temperature=at, residual=how)
         gradients.append(torch.autograd.grad(losses.sum(), layer.weight)[0].numpy().ravel())
     full, found = gradients
     lengths = [np.linalg.norm(each) for each in gradients]
     expected = math.degrees(math.acos(min(1.0, full @ found / lengths[0] / lengths[1])))
-    turned = student.turns(soft)["sample"]
+    turned = student.turns(soft, residual)["sample"]
     assert turned.angle == pytest.approx(expected, rel=1e-3, abs=2e-3)
     assert turned.ratio == pytest.approx(lengths[1] / lengths[0], rel=1e-5)
     assert turned.positions == 300
@@ -322,6 +332,41 @@ def test_the_recommendation_is_the_smallest_that_turns_little():
     far = recommended([each for each in TABLE if each.name in ("broken", "topk-4", "sampled-25")])
     assert far is not None and far.name == "sampled-25"
     assert recommended(TABLE[:1]) is None
+
+
+def test_a_residual_spread_evenly_is_a_way_of_its_own_where_that_turns_a_step_less():
+    def topk(angle: float, ratio: float) -> Estimate:
+        even = {"sample": Turn(angle, ratio, 100), "step": Turn(angle, ratio, 16_384)}
+        return dataclasses.replace(estimate("topk-4", 50, 3.0, 0.99, 0.1), even=even)
+
+    assert list(ways(TABLE[1])) == [TABLE[1]]
+    for worse in (topk(3.1, 1.0), topk(1.0, 0.97)):
+        assert list(ways(worse)) == [worse], "a wrong length is worse than an angle"
+    plain, even = ways(topk(2.0, 1.01))
+    assert (plain.name, plain.residual, even.name, even.residual) == ("topk-4", "one", "topk-4 even", "even")
+    assert even.turns["step"].angle == 2 and even.bytes == plain.bytes and even.even == even.bare == {}
+    config = PlanConfig(teacher="x:y", temperature=1, budget="60")
+    picked = choose([plain, even], config)
+    assert picked is even is recommended([plain, even])
+    assert "2.0 degrees where it is trained with --loss-args residual=even" in reason(even, [plain, even], config)
+    assert "residual" not in reason(plain, [plain], config)
+
+
+def test_the_plan_measures_both_ways(folder: Path):
+    report = run(PlanConfig(**options_of(folder, k=(4,), draws=(3,))))
+    for each in report.estimates:
+        assert bool(each.even) == (each.name.startswith("topk") and each.residual == "one")
+    evenly = [each for each in report.estimates if each.residual == "even"]
+    assert {each.name for each in evenly} == {
+        f"{each.name} even"
+        for each in report.estimates
+        if each.even and (biased(each), each.turns["step"].angle) > _of_even(each)
+    }
+    assert ("residual=even" in report.table) == bool(evenly)
+
+
+def _of_even(each: Estimate) -> tuple[bool, float]:
+    return abs(each.even["step"].ratio - 1) > 0.02, each.even["step"].angle
 
 
 def test_a_kl_that_only_draws_fit_below_is_refused():

@@ -21,6 +21,7 @@ from pipeline.training.objective import Batch, Output
 from pipeline.training.optimisation import learning_rate, make_optimizer
 
 OUT = Path("run")
+EVEN = ("residual=even",)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ OUT = Path("run")
         ({"optimizer": "adam"}, "--optimizer should be one of adamw, sgd"),
         ({"loss": "mse"}, "--loss should be one of kl, logit-regression"),
         ({"missing": "maybe"}, "--missing should be one of"),
-        ({"cache": "c", "loss_args": ("skew=0.1",)}, "--loss kl has no parameter 'skew': it has none"),
+        ({"cache": "c", "loss_args": ("skew=0.1",)}, "--loss kl has no parameter 'skew': it has residual=one"),
         (
             {"cache": "c", "loss": "skewed-kl", "loss_args": ("skew=1",)},
             "skew of skewed-kl should be above 0 and below",
@@ -71,6 +72,15 @@ OUT = Path("run")
         (
             {"teacher": "mlp-4", "weights": Path("w"), "bare_topk": True},
             "--bare-topk is of top-k labels, and a --teacher gives those of all",
+        ),
+        ({"cache": "c", "loss_args": ("residual=flat",)}, "residual of kl should be one of one, even; found 'flat'"),
+        ({"cache": "c", "loss": "reverse-kl", "loss_args": EVEN}, "--loss reverse-kl has no parameter 'residual'"),
+        ({"cache": "c", "loss_args": EVEN, "standardise": True}, "residual=even is of top-k labels, and --standardise"),
+        ({"labels": ("a", "b"), "loss_args": EVEN}, "residual=even is of top-k labels, and --mix probs needs dense"),
+        ({"cache": "c", "loss_args": EVEN, "bare_topk": True}, "residual=even spreads the residual that --bare-topk"),
+        (
+            {"teacher": "mlp-4", "weights": Path("w"), "loss_args": EVEN},
+            "--loss-args residual=even is of top-k labels, and a --teacher gives those of all",
         ),
         ({"label_smoothing": 1.0}, "--label-smoothing should be 0 or more and below 1"),
         ({"cache": "c", "alpha": 1.0, "label_smoothing": 0.1}, "--label-smoothing is of the hard labels"),

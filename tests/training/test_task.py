@@ -144,6 +144,25 @@ def test_bare_labels_are_of_topk_caches(config: Make, make_cache: Callable[..., 
         prepare(config(labels=(made, config().cache), cache=None, mix="losses", bare_topk=True))
 
 
+def test_a_residual_is_spread_evenly_in_topk_caches_alone(config: Make, make_cache: Callable[..., str]) -> None:
+    even = ("residual=even",)
+    with pytest.raises(ConfigError, match=r"--loss-args residual=even is of top-k labels; .* \(dense\).*transcode"):
+        prepare(config(loss_args=even))
+    draws = make_cache("draws", encoding="sampled", draws=5, temperature=(4.0,))
+    with pytest.raises(ConfigError, match=r"residual=even needs more of each distribution than draws from it"):
+        prepare(config(cache=draws, loss_args=even))
+    prepare(config(loss_args=("residual=one",)))
+    made = make_cache("topk", encoding="topk", k=1, temperature=(1.0, 4.0))
+    fitted = {}
+    for loss_args in ((), ("residual=one",), even):
+        options = config(cache=made, alpha=1.0, epochs=6, loss_args=loss_args)
+        prepared = prepare(options)
+        assert prepared.task.objective == options.objective and options.objective.even == (loss_args == even)
+        fitted[loss_args] = fit(initial_student(options, prepared.dataset, 0), prepared.task, options, seed=0).history
+    assert fitted[()] == fitted["residual=one",]
+    assert fitted[even][-1]["soft"] < fitted[even][0]["soft"] != fitted[()][0]["soft"]
+
+
 def test_runs_that_are_not_bare_keep_their_identity(config: Make) -> None:
     plain, bare = (outcome_options(config(bare_topk=bare)) for bare in (False, True))
     assert bare == {**plain, "bare_topk": True} and "bare_topk" not in plain
