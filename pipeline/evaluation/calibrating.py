@@ -23,7 +23,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import DataError
 from pipeline.evaluation.batches import Logits, Predictor
 from pipeline.evaluation.scoring import HELD_OUT, Key, of_one, score_rows, scores_of
-from pipeline.metrics import Scores
+from pipeline.metrics import Gathered, Scores
 
 ITSELF = f"{HELD_OUT} is what was measured, and a temperature is fitted on examples that are held out of that"
 UNLABELLED = f"the dataset has no labelled {HELD_OUT} examples to fit a temperature on"
@@ -113,13 +113,13 @@ def score_scaled(
     **options: Any,
 ) -> tuple[dict[Key, Scores], Scaling]:
     """Scores over ``rows`` (N,) as the models are, and ``scaling`` with those after it, from one forward pass."""
-    pieces: dict[Key, list[Scores]] = {seed: [] for seed in scaling.temperatures}
+    gathered = {seed: Gathered() for seed in scaling.temperatures}
 
     def scale(seed: Key, logits_BC: Logits, labels_B: npt.NDArray[Any]) -> None:
-        if seed in pieces:
+        if seed in gathered:
             wide = logits_BC if isinstance(logits_BC, Tensor) else np.asarray(logits_BC, dtype=np.float64)
-            pieces[seed].append(scores_of(wide / scaling.temperatures[seed], labels_B))
+            gathered[seed].add(scores_of(wide / scaling.temperatures[seed], labels_B))
 
     scores = score_rows(predictors, dataset, rows, observe=scale, **options)
-    scaled = {seed: metrics.concatenate(found) for seed, found in pieces.items()}
+    scaled = {seed: found.scores for seed, found in gathered.items()}
     return scores, replace(scaling, scores=scaled)

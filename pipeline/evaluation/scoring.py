@@ -24,7 +24,7 @@ from pipeline.evaluation.batches import (
     batch_of,
     batch_size_of,
 )
-from pipeline.metrics import Scores, Told
+from pipeline.metrics import Gathered, Scores, Told
 from pipeline.metrics import scores_torch as on_device
 from pipeline.softlabels import Dense, SoftLabels
 from pipeline.sources import match
@@ -81,7 +81,7 @@ def score_rows(
     of each predictor and their labels (p,), in order of the rows; ``hear`` what the teacher said of them, with labels
     and groups.
     """
-    pieces: dict[Key, list[Scores]] = {key: [] for key in predictors}
+    gathered = {key: Gathered() for key in predictors}
     size = batch_size_of(dataset, batch_size)
     for some, inputs in plain_batches(dataset, rows, batch_size=size, workers=workers):
         batch = batch_of(dataset, some, inputs)
@@ -93,12 +93,12 @@ def score_rows(
             told = _Prepared(opinion(part), temperature) if opinion else None
             for key, answer in answers.items():
                 logits = answer(part)
-                pieces[key].append(scores_of(logits, labels, told, groups))
+                gathered[key].add(scores_of(logits, labels, told, groups))
                 observe(key, logits, labels)
             if told is not None:
                 hear(told.soft, labels, groups)
         advance(len(some))
-    return {key: metrics.concatenate(found) for key, found in pieces.items()}
+    return {key: found.scores for key, found in gathered.items()}
 
 
 class _Prepared:
@@ -157,21 +157,22 @@ class TeacherScores:
     """
 
     def __init__(self) -> None:
-        self._pieces: list[Scores | None] = []
+        self._gathered, self._told = Gathered(), True
 
     def hear(self, soft: SoftLabels, labels: Labels, groups: Labels | None) -> None:
         """One part of a batch, as ``score_rows`` shows it."""
         if groups is not None and isinstance(soft, Dense):
             logits = soft.logits
             tensor = logits if isinstance(logits, Tensor) else torch.from_numpy(np.ascontiguousarray(logits))
-            self._pieces.append(scores_of(tensor, labels, groups=groups))
+            self._gathered.add(scores_of(tensor, labels, groups=groups))
             return
         guesses = Told(soft).predicted
+        if guesses is None:
+            self._told = False
+            return
         unknown = np.full(len(labels), np.nan)
-        self._pieces.append(
-            None
-            if guesses is None
-            else Scores(
+        self._gathered.add(
+            Scores(
                 labels=labels.astype(np.int64),
                 predictions=guesses,
                 confidence=unknown,
@@ -185,5 +186,4 @@ class TeacherScores:
     @property
     def scores(self) -> Scores | None:
         """Of all that was heard; None of nothing, and where labels do not tell what the teacher puts first."""
-        known = [piece for piece in self._pieces if piece is not None]
-        return metrics.concatenate(known) if known and len(known) == len(self._pieces) else None
+        return self._gathered.scores if self._told and len(self._gathered) else None

@@ -9,8 +9,8 @@ from pipeline.metrics.comparison import Comparison, compare, half_width, spread,
 from pipeline.metrics.detection import aupr, auroc, energy, fpr_at_tpr
 from pipeline.metrics.distributions import Told, cross_entropy, divergence, log_softmax, predicted
 from pipeline.metrics.scores import (
+    Gathered,
     Scores,
-    concatenate,
     confusion_matrix,
     per_class_accuracy,
     score,
@@ -25,6 +25,7 @@ from pipeline.metrics.temperature import fit_temperature
 __all__ = [
     "DRAFTED",
     "Comparison",
+    "Gathered",
     "McNemar",
     "Reliability",
     "Scores",
@@ -36,7 +37,6 @@ __all__ = [
     "by_group",
     "clustered",
     "compare",
-    "concatenate",
     "confusion_matrix",
     "cross_entropy",
     "divergence",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,14 +152,43 @@ def top_k_correct(rank_N: Ints, k: int) -> npt.NDArray[np.bool_]:
     return np.asarray((rank > 0) & (rank <= k))
 
 
-def concatenate(pieces: Sequence[Scores]) -> Scores:
-    """The scores of several batches as one. All of them, or none, carry a comparison with the teacher."""
+class Gathered:
+    """The scores of one batch after another, as those of one. What one of them does not tell is not told.
 
-    def joined(name: str) -> Any:
-        values = [getattr(p, name) for p in pieces]
-        return None if any(v is None for v in values) else np.concatenate(values)
+    Each is copied into arrays that double when they are full. Thousands of small arrays, kept as they come, would lie
+    between the large ones that come and go meanwhile, and keep their memory from being used again: gigabytes of it.
+    """
 
-    return Scores(**{name: joined(name) for name in Scores.__dataclass_fields__})
+    def __init__(self) -> None:
+        self._held: dict[str, npt.NDArray[Any]] = {}
+        self._filled = 0
+
+    def add(self, scores: Scores) -> None:
+        """Those of the next batch."""
+        end = self._filled + len(scores.labels)
+        given = {name: value for name in Scores.__dataclass_fields__ if (value := getattr(scores, name)) is not None}
+        known = [name for name in given if not self._filled or name in self._held]
+        self._held = {name: self._room(name, given[name], end) for name in known}
+        for name, array in self._held.items():
+            array[self._filled : end] = given[name]
+        self._filled = end
+
+    def _room(self, name: str, values: npt.NDArray[Any], end: int) -> npt.NDArray[Any]:
+        held = self._held.get(name)
+        if held is not None and len(held) >= end:
+            return held
+        larger = np.empty(max(end, 2 * self._filled), values.dtype)
+        if held is not None:
+            larger[: self._filled] = held[: self._filled]
+        return larger
+
+    def __len__(self) -> int:
+        return self._filled
+
+    @property
+    def scores(self) -> Scores:
+        """All of them, of one batch or more."""
+        return Scores(**{name: array[: self._filled] for name, array in self._held.items()})
 
 
 def confusion_matrix(predictions_N: Ints, labels_N: Ints, classes: int) -> npt.NDArray[np.int64]:

@@ -45,16 +45,20 @@ def test_logits_that_are_not_finite_are_counted_and_refused() -> None:
         metrics.score(logits, np.zeros(5, dtype=int))
 
 
-def test_concatenated_scores_are_those_of_the_whole() -> None:
+def test_gathered_scores_are_those_of_the_whole() -> None:
     logits, labels, teacher = random_logits(9, 4, 0), np.arange(9) % 4, random_logits(9, 4, 1)
-    whole = metrics.score(logits, labels, Dense(teacher))
-    halves = [metrics.score(logits[s], labels[s], Dense(teacher[s])) for s in (slice(0, 5), slice(5, 9))]
-    joined = metrics.concatenate(halves)
+    whole, gathered = metrics.score(logits, labels, Dense(teacher)), metrics.Gathered()
+    for some in (slice(0, 2), slice(2, 3), slice(3, 8), slice(8, 9)):
+        gathered.add(metrics.score(logits[some], labels[some], Dense(teacher[some])))
+    joined = gathered.scores
+    assert len(gathered) == 9
     for name in metrics.Scores.__dataclass_fields__:
         found, expected = getattr(joined, name), getattr(whole, name)
         assert np.array_equal(found, expected), name
         assert (found is None) == (expected is None) and getattr(found, "dtype", 0) == getattr(expected, "dtype", 0)
     assert joined.accuracy == whole.accuracy
+    gathered.add(metrics.score(logits, labels))
+    assert gathered.scores.kl is None and len(gathered.scores.rank) == 18
 
 
 def test_no_label_at_all_leaves_nothing_to_say() -> None:
