@@ -93,13 +93,16 @@ def _damaged(folder: Path, name: str, what: str) -> DataError:
     return DataError(f"{folder / name} {what}. It is damaged, or no packing contract: tokenize again")
 
 
+def _read_whole(folder: Path, name: str) -> bytes:
+    if layout.file_size(folder / name) > LARGEST[name]:
+        raise _damaged(folder, name, f"is larger than {LARGEST[name] >> 20} MiB")
+    with layout.open_file(folder / name) as file:
+        return file.read()
+
+
 def _read_json(folder: Path, name: str, *, digest: bool = False) -> Any:
     """The JSON value of a file, or the digest of its canonical spelling."""
-    path = folder / name
-    with layout.open_file(path) as file:
-        data = file.read(LARGEST[name] + 1)
-    if len(data) > LARGEST[name]:
-        raise _damaged(folder, name, f"is larger than {LARGEST[name] >> 20} MiB")
+    data = _read_whole(folder, name)
     try:
         value = json.loads(data)
         return identity.digest(value) if digest else value
@@ -197,8 +200,7 @@ def _read_vocabulary(folder: Path, record: Mapping[str, Any]) -> tuple[str, ...]
 
 
 def _read_names(folder: Path, count: int) -> list[str]:
-    with layout.open_file(folder / layout.NAMES) as file:
-        data = file.read(LARGEST[layout.NAMES])
+    data = _read_whole(folder, layout.NAMES)
     try:
         names = data.decode().split("\n")
     except UnicodeDecodeError:
