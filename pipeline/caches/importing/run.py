@@ -145,6 +145,10 @@ def _encoding(config: ImportConfig, facts: Facts) -> Encoding:
     """How the labels are kept. Raises ConfigError where the source lacks what the options ask for."""
     if facts.kept is None:
         name = config.encoding or "dense"
+        if name == "dense" and config.dtype == "int4":
+            raise ConfigError(
+                "--dtype int4 needs --encoding topk: this source has all classes, and dense is the default"
+            )
         return encodings.make(name, dtype=config.dtype, k=config.k or K, temperatures=config.temperature)
     problems = [
         f"--{name} is of a source that has all classes: this one has the {facts.kept} largest, at one temperature"
@@ -153,8 +157,6 @@ def _encoding(config: ImportConfig, facts: Facts) -> Encoding:
     ]
     if config.encoding == "dense":
         problems.append(f"--encoding dense needs all classes; this source has the {facts.kept} largest")
-    if config.dtype == "int8":
-        problems.append("--dtype int8 is for dense labels; topk keeps float32 or float16")
     if problems:
         raise ConfigError(problems)
     return TopK(facts.kept, config.dtype, (config.made_at or 1.0,))
