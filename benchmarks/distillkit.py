@@ -33,8 +33,8 @@ from pipeline.encodings import TopK
 from pipeline.softlabels import TopK as TopKLabels
 from pipeline.store import Layout
 from pipeline.store.files import LocalFiles
+from pipeline.store.fitting import label_backend
 from pipeline.store.parts import FileRecord, PartRecord
-from pipeline.store.writer import label_backend
 
 Wide = npt.NDArray[np.float64]
 VOCABULARY = 128_256

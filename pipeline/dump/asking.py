@@ -24,7 +24,7 @@ from pipeline.encodings.device_torch import Coming
 from pipeline.encodings.encode_torch import Begun, begin
 from pipeline.errors import EncodingError
 from pipeline.models import FeatureTap, logits_of
-from pipeline.sources.positions import positions_of
+from pipeline.sources.positions import positions_of, said_at
 
 Rows = npt.NDArray[np.int64]
 
@@ -131,10 +131,10 @@ def ask(job: Job, inputs: Tensor, rows: Rows, view: int = 0) -> Asked:
             expected = torch.from_numpy(entry_labels(job, view, rows))
             return Asked(logits, halves, expected, len(rows))
         positions = positions_of(job.dataset, rows, job.device)
-        inputs, parts = inputs[:, : positions.longest], job.body_and_head
-        said = logits_of(job.forward(inputs)) if parts is None else parts[0](inputs)
+        tokens = inputs[:, : positions.longest]
+        values, head = said_at(job.forward, job.body_and_head, tokens, positions.index)
         halves = {name: positions.of(value).to(torch.float16) for name, value in tap.values.items()}
-        return Asked(positions.of(said), halves, positions.targets, len(rows), None if parts is None else parts[1])
+        return Asked(values, halves, positions.targets, len(rows), head)
 
 
 def answers(job: Job, asked: Asked, sample: slice, keys: Keys | None = None) -> Answers:

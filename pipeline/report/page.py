@@ -20,6 +20,7 @@ from pipeline.report import (
     losses,
     results,
     search,
+    training_curves,
     trials,
     tutors,
     words,
@@ -62,7 +63,7 @@ def draw(findings: Findings, progress: Progress) -> dict[str, Drawing]:
         lambda: claims.figure(findings.claims),
         lambda: tutors.figure(findings),
         lambda: losses.figure(findings),
-        lambda: figures.curves(findings),
+        lambda: figures.curves(findings) or training_curves.figure(findings),
         lambda: language.predicting(findings.models),
         lambda: charts.pareto(findings.models, "models"),
         lambda: charts.pareto(findings.compressed),
@@ -147,7 +148,8 @@ def render(findings: Findings, drawings: Mapping[str, Drawing], title: str, comm
         counted=words.counted(findings.models),
         predicting=language.predicting_table(findings.models),
         evaluated=commands.evaluate(best) if best else "",
-        trained=commands.train(best) if best else "",
+        trained=commands.train(best) if best else training_curves.trained(findings),
+        measure=training_curves.measure_of(findings),
         compared=commands.compare(contrasts[0].first, contrasts[0].second) if contrasts else "",
         claimed=commands.claim(findings.claims[0]) if findings.claims else "",
         compress_line=commands.compress(findings.compressed),
@@ -166,7 +168,8 @@ def figure_numbers(findings: Findings) -> dict[str, Any]:
     """By figure, the table of what it shows, where no other table of the page says it."""
     if not findings.cells:
         calibrated = numbers.reliability_table(figures.calibrated_cells(findings))
-        return {**dict.fromkeys(("accuracy", "curves", "confusion")), "reliability": calibrated}
+        curves = training_curves.curves_table(findings)
+        return {**dict.fromkeys(("accuracy", "confusion")), "curves": curves, "reliability": calibrated}
     confused: list[Table] = [t for cell in figures.confused_cells(findings) if (t := numbers.confusion_table(cell))]
     return {
         "accuracy": numbers.accuracy_table(findings),

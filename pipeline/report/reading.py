@@ -89,7 +89,10 @@ def compare(first: Cell, second: Cell) -> Comparison:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was measured. ``cells`` in the order of settings, kinds and sizes; ``runs``: records by place."""
+    """All that was measured. ``cells`` in the order of settings, kinds and sizes.
+
+    ``runs``: records by place; ``histories``: by the place of a run that no cell is of, the epochs of each seed.
+    """
 
     cells: tuple[Cell, ...]
     teacher: Mapping[str, Any]
@@ -99,6 +102,7 @@ class Findings:
     claims: tuple[Mapping[str, Any], ...] = ()
     models: Mapping[str, Any] = field(default_factory=dict)
     runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    histories: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
 
     @cached_property
     def students(self) -> tuple[str, ...]:
@@ -307,4 +311,5 @@ def read_findings(
         claims=tuple(read_comparison(path) for path in claims),
         models=read_models(models) if models else {},
         runs=records,
+        histories={run.as_posix(): read_histories(run) for run in runs if run not in {cell.run for cell in cells}},
     )

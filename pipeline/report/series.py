@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import metrics
-from pipeline.report import columns, language, search_gains
+from pipeline.report import columns, language, search_gains, training_curves
 from pipeline.report.reading import Cell, Findings
 from pipeline.report.tables import Entry, Head, Table, grouped, number, table
 from pipeline.report.words import NONE
@@ -48,6 +48,11 @@ def all_series(findings: Findings) -> list[Series]:
             "reliability",
             ("name", "bin", "confidence", "accuracy", "examples"),
             tuple(_reliability(findings.cells or language.as_cells(findings))),
+        ),
+        Series(
+            f"training_{training_curves.measure_of(findings)}",
+            ("name", "epoch", "mean", "lowest", "highest"),
+            tuple(training_curves.rows(findings)),
         ),
         Series("language", ("name", "seed", *_LANGUAGE), tuple(_language(findings))),
         Series("pareto", ("name", "kind", "bytes", "milliseconds", "accuracy", "on_front"), tuple(_pareto(findings))),

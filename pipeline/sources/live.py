@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from pipeline.datasets import Dataset
 from pipeline.devices import autocast
-from pipeline.models import FeatureTap, frozen, logits_of
+from pipeline.models import FeatureTap, frozen, logits_of, split_head
 from pipeline.sampler import Order, Rows
 from pipeline.softlabels import Dense
-from pipeline.sources.positions import Positions, positions_of
+from pipeline.sources.positions import Positions, positions_of, said_at
 
 
 class LiveTeacher:
@@ -23,7 +23,8 @@ class LiveTeacher:
 
     - ``classes``: C; ``precision`` of its forward pass: float32, bfloat16 or float16, whatever the student's is;
     - ``features``: names and paths of modules whose outputs are kept too (see ``FeatureTap``), for ``LiveFeatures``;
-    - ``sequences``: the dataset, where it has token sequences: labels are then those of scored positions.
+    - ``sequences``: the dataset, where it has token sequences: labels are then those of scored positions, and logits
+      are made of no others where the model's head can be taken off (see ``split_head``).
 
     With features, one forward pass serves both ``next`` and ``next_features``, whichever is called first, when they
     are given the same tensor of inputs and the same rows. Each answer is given once and then let go of: asked again,
@@ -50,6 +51,7 @@ class LiveTeacher:
         self._classes = classes
         self._kept = _Kept()
         self._sequences = sequences
+        self._parts = None if sequences is None else split_head(self.model)
 
     @property
     def classes(self) -> int:
@@ -79,7 +81,8 @@ class LiveTeacher:
     def _at_positions(self, inputs: Tensor, positions: Positions) -> Dense:
         self.model.eval()
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), autocast(self.device, self.precision):
-            return Dense(positions.of(logits_of(self.model(inputs[:, : positions.longest]))).float())
+            said, head = said_at(self.model, self._parts, inputs[:, : positions.longest], positions.index)
+            return Dense((said if head is None else head(said)).float())
 
     def next_features(self, inputs: Tensor, rows: Rows) -> dict[str, Tensor]:
         """Features (B, ...) float32 by name for ``inputs`` (B, ...)."""

@@ -6,15 +6,20 @@ A sequence is one example; its positions are the places whose next token counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.datasets import Dataset
 from pipeline.devices import on_device
+from pipeline.models import logits_of
 from pipeline.sampler import Rows
+
+Forward = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,23 @@ def at_positions(values: Tensor, index: Tensor | None) -> Tensor:
     """(P, ...): the places ``index`` (P,) of ``values`` (B, L, ...), counted through all of them; None takes all."""
     flat = values.flatten(0, 1)
     return flat if index is None else flat.index_select(0, index)
+
+
+def said_at(
+    model: Callable[[Tensor], Any],
+    parts: tuple[Callable[[Tensor], Any], nn.Linear] | None,
+    tokens: Tensor,
+    index: Tensor | None,
+) -> tuple[Tensor, nn.Linear | None]:
+    """What ``model`` says of ``tokens`` (B, L) at the places ``index`` (P,): hidden states (P, D), and their head.
+
+    ``parts``: body and head of the model, as ``split_head`` has them; logits of places that nobody asked for are then
+    never made. Without them, logits (P, V) and None. Raises ModelError for an output that holds no logits.
+    """
+    if parts is None:
+        return at_positions(logits_of(model(tokens)), index), None
+    body, head = parts
+    return at_positions(body(tokens), index), head
 
 
 def positions_of(dataset: Dataset, rows: Rows, device: torch.device) -> Positions:

@@ -21,7 +21,8 @@ from pipeline.store.layout import Layout
 from pipeline.store.manifest import FeatureSpec
 from pipeline.store.parts import PartRecord
 from pipeline.store.remote import PatientFiles, in_parallel
-from pipeline.store.writer import JOURNAL, CacheWriter
+from pipeline.store.scratch import JOURNAL
+from pipeline.store.writer import CacheWriter
 
 _FOLDERS = ("index", "labels", "labels.zarr", "features.zarr", JOURNAL)
 _FILES = (parts_file.PATH, "README.md", "views.parquet", "push.json")

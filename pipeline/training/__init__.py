@@ -5,7 +5,8 @@ fit-teacher and compress stages do.
 """
 
 from pipeline.training.config import TrainConfig
-from pipeline.training.loop import Fitted, fit
+from pipeline.training.fitted import Fitted
+from pipeline.training.loop import fit
 from pipeline.training.objective import Objective
 from pipeline.training.preparation import Prepared, make_task, prepare
 from pipeline.training.recipe import Recipe

@@ -11,10 +11,9 @@ from torch.nn import functional
 
 from pipeline.datasets import Dataset
 from pipeline.devices import autocast
-from pipeline.models import logits_of
 from pipeline.models.causal import split_head
 from pipeline.sampler import Rows
-from pipeline.sources.positions import at_positions, positions_of
+from pipeline.sources.positions import positions_of, said_at
 from pipeline.training.objective import Head, Output
 
 CHUNK_ELEMENTS = 1 << 24
@@ -37,14 +36,12 @@ class CausalLearner(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Output:
         """Of tokens ``x`` (B, L), at the places ``index`` (P,): logits (P, V), or hidden states (P, D) with a head."""
-        (parts,) = self._parts
-        if parts is None:
-            return Output(at_positions(logits_of(self.model(x)), index))
-        body, head = parts
-        hidden = at_positions(body(x), index)
+        said, head = said_at(self.model, self._parts[0], x, index)
+        if head is None:
+            return Output(said)
         if self.training and not self.fused:
-            return Output(head(hidden))
-        return Output(hidden, head=Head(head.weight, head.bias))
+            return Output(head(said))
+        return Output(said, head=Head(head.weight, head.bias))
 
 
 def judge_sequences(

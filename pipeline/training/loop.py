@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from pipeline.identity import digest, view_seed
 from pipeline.models import logits_of
 from pipeline.progress import Bar, Progress, Silent
 from pipeline.sampler import Order
-from pipeline.training.causal import CausalLearner, judge_sequences
+from pipeline.training.causal import CausalLearner
 from pipeline.training.counting import Counts
+from pipeline.training.fitted import DivergedError, Fitted
 from pipeline.training.hinted import Hinted
 from pipeline.training.interruption import Interruption
 from pipeline.training.members import Members
@@ -35,48 +35,11 @@ from pipeline.training.ranks import AGREE_STEPS, ALONE, Ranks
 from pipeline.training.recipe import Recipe, outcome_options
 from pipeline.training.state import Position, load_state, save_state
 from pipeline.training.supply import Supply
-from pipeline.training.tally import Tally, exact_sum, judged
+from pipeline.training.tally import Tally, plain
 from pipeline.training.task import Task
+from pipeline.training.validation import validate
 
 LOG_SECONDS = 2.0
-VALIDATION_BATCHES = 4
-"""Validation batches are this many times as long as training ones: nothing is kept for a backward pass."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a fit did; the model itself holds the weights that were asked for.
-
-    ``history`` has per finished epoch: epoch, view, lr (of its last step), loss and those of hard, soft, hints and
-    peers that counted in it (means per example, unweighted, 0 for an example without), accuracy and nll on validation.
-    ``best_epoch`` is best on validation, ``kept_epoch`` the one whose weights were kept. ``seconds`` are of this
-    process.
-    """
-
-    history: list[dict[str, Any]]
-    best_epoch: int
-    kept_epoch: int
-    steps: int
-    seconds: float
-    examples: int
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def of(self, member: int) -> Fitted:
-        """What a fit of several members did to one of them, as a fit of it alone would say."""
-        history = [{k: v[member] if isinstance(v, list) else v for k, v in record.items()} for record in self.history]
-        scores = [(record["accuracy"], -record["nll"]) for record in history if "accuracy" in record]
-        figures = {k: v for k, v in history[self.kept_epoch].items() if k in ("accuracy", "nll")}
-        best = scores.index(max(scores)) if scores else self.best_epoch
-        return replace(self, history=history, best_epoch=best, figures=figures)
-
-
-class DivergedError(ModelError):
-    """Loss or outputs are no longer finite; ``members``: whose, where several models were trained as one."""
-
-    def __init__(self, text: str, members: tuple[int, ...]) -> None:
-        super().__init__(text)
-        self.members = members
-
 
 StepHook = Callable[[int, Tensor], None]
 EpochHook = Callable[[int, nn.Module], None]
@@ -317,12 +280,13 @@ class _Fit:
             "epoch": position.epoch,
             "view": self.task.train_views[position.epoch % len(self.task.train_views)],
             "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": _plain(sums["total"] / visits),
+            "loss": plain(sums["total"] / visits),
         }
         objective = self.task.objective.at(position.epoch)
-        record |= {name: _plain(sums[name] / visits) for name in objective.used}
+        record |= {name: plain(sums[name] / visits) for name in objective.used}
         if len(self.task.validation):
-            record["accuracy"], record["nll"] = (_plain(figure) for figure in self._validate())
+            how = self.learner, self.forward, self.task, self.recipe
+            record["accuracy"], record["nll"] = (plain(figure) for figure in validate(*how, self.ranks, self.members))
             # Of several members none is the one to choose by.
             score = (record["accuracy"], -record["nll"]) if not self.members else None
             if score is not None and (position.best is None or score > position.best):
@@ -345,33 +309,6 @@ class _Fit:
             figures = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
             self.progress.log(f"{description}: epoch {position.epoch}/{self.recipe.epochs}: {figures}")
 
-    def _validate(self) -> tuple[Tensor, Tensor]:
-        """Accuracy and mean negative log-likelihood (nats) on the validation rows, scalars or (n,)."""
-        task = self.task
-        size, ranks = self.recipe.batch_size * (1 if task.sequences is not None else VALIDATION_BATCHES), self.ranks
-        order = Order((task.validation,), size, shuffle=False, rank=ranks.rank, world=ranks.world)
-        ranks.same_buffers(self.learner)
-        labels = torch.from_numpy(task.validation_labels).to(task.device)
-        found: list[Tensor] = []
-        self.learner.eval()
-        with torch.no_grad():
-            for rows, x in zip(order.epoch(0), task.validation_inputs.stream(order, 0, 0, 0), strict=True):
-                if task.sequences is not None:
-                    where = task.device, self.recipe.precision
-                    found.append(judge_sequences(self.forward, task.sequences, rows, x, *where))
-                    continue
-                with autocast(task.device, self.recipe.precision):
-                    logits = logits_of(self.forward(x)).float()
-                expected = labels[torch.from_numpy(rows).to(task.device)]
-                found.append(judged(logits, expected))
-            if ranks.sharded and len(found) < -(-order.all_batches // ranks.world):
-                whole = Order((task.validation,), size, shuffle=False)
-                self.forward(next(task.validation_inputs.stream(whole, 0, 0, 0)))  # as often as rank 0
-        none = torch.zeros(0, 2, *([self.members] if self.members else []))
-        hits, nll = exact_sum(ranks.rows(torch.stack(found).cpu() if found else none))
-        count = order.examples if task.sequences is None else int(task.sequences.lengths[task.validation].sum())
-        return hits / count, nll / count
-
     def _save_if(self, interruption: Interruption, *, always: bool = False) -> None:
         """Save the state when it is time to; after an interruption, stop. Ranks agree on both, now and then."""
         if self.ranks.world > 1 and not always and self.position.step % AGREE_STEPS:
@@ -387,9 +324,3 @@ class _Fit:
             self.saved_at = time.monotonic()
         if stop:
             raise KeyboardInterrupt
-
-
-def _plain(figure: Tensor) -> float | list[float]:
-    """A scalar as a float, (n,) as a list: what a record may hold."""
-    found: float | list[float] = figure.tolist()
-    return found

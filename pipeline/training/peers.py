@@ -18,12 +18,13 @@ from pipeline.models import build_model, check_model, save_weights, state_digest
 from pipeline.sampler import Order
 from pipeline.training.cohort import together
 from pipeline.training.config import TrainConfig
+from pipeline.training.fitted import Fitted
 from pipeline.training.lessons import Lessons
-from pipeline.training.loop import VALIDATION_BATCHES, Fitted
 from pipeline.training.members import Members, Team
 from pipeline.training.objective import Output
 from pipeline.training.tally import exact_sum, judged
 from pipeline.training.task import Task
+from pipeline.training.validation import VALIDATION_BATCHES
 
 CPU = torch.device("cpu")
 FEWEST = 6

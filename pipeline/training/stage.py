@@ -19,7 +19,8 @@ from pipeline.models import build_model, check_model, save_weights, state_digest
 from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.training.config import TrainConfig
-from pipeline.training.loop import DivergedError, Fitted, fit
+from pipeline.training.fitted import DivergedError, Fitted
+from pipeline.training.loop import fit
 from pipeline.training.peers import Peers, peer_records, save_peers, with_peers
 from pipeline.training.preparation import Prepared, prepare
 from pipeline.training.ranks import Ranks

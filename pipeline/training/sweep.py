@@ -20,9 +20,10 @@ from pipeline.models import check_model
 from pipeline.outputs import json_bytes, read_finished, write_beside
 from pipeline.progress import Progress, Silent
 from pipeline.training.cohort import together
+from pipeline.training.fitted import DivergedError
 from pipeline.training.grid import Cell, SweepConfig, plain_value
 from pipeline.training.grouping import Group, Preparations, plan
-from pipeline.training.loop import DivergedError, fit
+from pipeline.training.loop import fit
 from pipeline.training.preparation import Prepared
 from pipeline.training.recipe import outcome_options
 from pipeline.training.shared import Shared

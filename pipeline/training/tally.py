@@ -69,3 +69,9 @@ def exact_sum(rows: Tensor) -> Tensor:
     finite = torch.isfinite(rows).flatten(1).all(dim=0).tolist()
     sums = [math.fsum(column) if whole else math.nan for column, whole in zip(flat, finite, strict=True)]
     return torch.tensor(sums, dtype=torch.float64).reshape(rows.shape[1:])
+
+
+def plain(figure: Tensor) -> float | list[float]:
+    """A scalar as a float, (n,) as a list: what a record may hold."""
+    found: float | list[float] = figure.tolist()
+    return found

@@ -26,8 +26,8 @@ def published(logits: npt.NDArray[np.float32], k: int, precision: str) -> tuple[
     return Kept(ids.numpy(), values.numpy()), exact
 
 
-def decoded(kept: Kept, classes: int, temperature: float = 1.0) -> tuple[TopKLabels, float]:
-    encoding = TopK(kept.ids.shape[1], "float32", (temperature,))
+def decoded(kept: Kept, classes: int, temperature: float = 1.0, dtype: str = "float32") -> tuple[TopKLabels, float]:
+    encoding = TopK(kept.ids.shape[1], dtype, (temperature,))
     arrays, bound = encode(kept, classes, encoding)
     soft = encoding.decode(arrays, classes)
     assert isinstance(soft, TopKLabels)
@@ -40,12 +40,15 @@ def decoded(kept: Kept, classes: int, temperature: float = 1.0) -> tuple[TopKLab
     k=st.integers(1, 12),
     scale=st.sampled_from([0.1, 1.0, 4.0, 12.0, 40.0]),
     precision=st.sampled_from(["float16", "float32"]),
+    dtype=st.sampled_from(["float32", "float16", "int8", "int4"]),
 )
-def test_the_bound_covers_the_teacher(seed: int, classes: int, k: int, scale: float, precision: str) -> None:
+def test_the_bound_covers_the_teacher(
+    seed: int, classes: int, k: int, scale: float, precision: str, dtype: str
+) -> None:
     k = min(k, classes)
     logits = (np.random.default_rng(seed).standard_normal((8, classes)) * scale).astype(np.float32)
     kept, exact = published(logits, k, precision)
-    soft, bound = decoded(kept, classes)
+    soft, bound = decoded(kept, classes, dtype=dtype)
     logprobs, log_residual = soft.at(1.0)
     teachers = np.take_along_axis(exact, soft.ids, axis=1)
     assert np.abs(np.exp(logprobs.astype(np.float64)) - teachers).max() <= bound

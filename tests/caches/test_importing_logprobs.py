@@ -268,6 +268,28 @@ def test_labels_are_those_of_the_whole_distribution(dtype: str, temperature: flo
     assert (made.scaled, made.excess) == (0, 0.0)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_in_few_bits_too(dtype: str, temperature: float) -> None:
+    logprobs = teacher(40)
+    ids = np.argsort(-logprobs, axis=1)[:, :7]
+    encoding = TopK(7, dtype, (temperature,))
+    made = encode(TopLogprobs(ids, np.take_along_axis(logprobs, ids, axis=1)), 50, encoding)
+    soft = encoding.decode(made.arrays, 50)
+    kept, residual = (np.exp(each.astype(np.float64)) for each in soft.at(temperature))
+    assert (soft.ids == np.sort(ids, axis=1)).all()
+    off = np.abs(kept - np.exp(np.take_along_axis(logprobs, soft.ids, axis=1))).max()
+    assert 1e-4 < off <= made.bound < (0.02 if dtype == "int8" else 0.2)
+    np.testing.assert_allclose(kept.sum(axis=1) + residual, 1, atol=1e-6)
+    dropped = np.exp(logprobs)
+    np.put_along_axis(dropped, soft.ids, 0, axis=1)
+    np.testing.assert_allclose(residual, dropped.sum(axis=1), atol=1e-3)
+    # A sum above 1, as a server rounds: scaled down, counted, and within the bound.
+    above = encode(TopLogprobs(np.array([[3, 1]]), np.log([[0.7, 0.304]])), 9, TopK(2, dtype, (temperature,)))
+    found = np.exp(TopK(2, dtype, (temperature,)).decode(above.arrays, 9).at(temperature)[0])[0]
+    assert above.scaled == 1 and np.abs(found - [0.304, 0.7]).max() <= above.bound
+
+
 def test_a_residual_far_below_a_rounding_of_one() -> None:
     tail = 1e-9
     made = encode(TopLogprobs(np.array([[3, 1]]), np.array([[np.log1p(-tail), -40.0]])), 9, TopK(2))

@@ -373,7 +373,7 @@ def test_the_length_of_a_run_changes_nothing(tmp_path: Path, monkeypatch: pytest
     path = write_npz(tmp_path / "x.npz", labels=logits_of().argmax(axis=1))
     options = {"encoding": encoding, "k": 2} if encoding == "topk" else {"dtype": "float16"}
     one = imported(path, tmp_path / "one", **options)
-    module = importlib.import_module("pipeline.caches.importing.run")
+    module = importlib.import_module("pipeline.caches.importing.contents")
     monkeypatch.setattr(module, "RUN_BYTES", 3 * 8 * C)
     monkeypatch.setattr(module, "SAMPLED", 5)
     short = imported(path, tmp_path / "short", **options)

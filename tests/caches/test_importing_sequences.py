@@ -15,7 +15,8 @@ from pipeline.caches.importing.distillkit import read_distillkit
 from pipeline.caches.importing.distillkit_config import Compression
 from pipeline.caches.importing.expected import Expected
 from pipeline.caches.importing.logprobs import TopLogprobs
-from pipeline.caches.importing.sequences import DistillKitFiles, Sequences, TopLogprobsFiles
+from pipeline.caches.importing.sequence_files import DistillKitFiles, TopLogprobsFiles
+from pipeline.caches.importing.sequences import Sequences
 from pipeline.errors import DataError
 from pipeline.progress import Silent
 

@@ -12,7 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.caches.importing import ImportConfig
+from pipeline.caches.transcode import TranscodeConfig
+from pipeline.caches.transcode import run as run_transcode
 from pipeline.datasets import Tokens, load_dataset
+from pipeline.encodings import TopK
 from pipeline.errors import CacheMismatchError, ConfigError, DataError
 from pipeline.importing import run
 from pipeline.sources import match
@@ -100,6 +103,26 @@ def test_labels_are_the_teachers_own(served: Served, tmp_path: Path) -> None:
         assert {*ids.tolist()} == {*np.argsort(-said[place])[:12].tolist()}
         np.testing.assert_allclose(p, np.exp(said[place][ids]), atol=cache.manifest.bound)
         assert rest == pytest.approx(1 - np.exp(said[place][ids]).sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_few_bits_are_those_of_a_dump_in_few_bits(served: Served, tmp_path: Path, dtype: str) -> None:
+    cache = imported(served, tmp_path / "cache", dtype=dtype, k=12)
+    assert verify(cache).ok and cache.manifest.format == 3 and cache.encoding == TopK(12, dtype)
+    exact = imported(served, tmp_path / "exact", k=12)
+    from_exact = transcoded(exact, tmp_path / "again", dtype)
+    for split in cache.splits():
+        ours, theirs, again = (labels(each, split) for each in (cache, exact, from_exact))
+        assert (ours[0] == theirs[0]).all()
+        assert 0 < np.abs(ours[1] - theirs[1]).max() <= cache.manifest.bound
+        for mine, other in zip(ours, again, strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
+def transcoded(cache: Cache, out: Path, dtype: str) -> Cache:
+    """The same labels, imported in full and put into few bits afterwards."""
+    run_transcode(TranscodeConfig(cache=cache.address, out=out, dtype=dtype))
+    return open_cache(out)
 
 
 def test_without_a_contract_one_is_written_and_is_the_same_data(served: Served, tmp_path: Path) -> None:

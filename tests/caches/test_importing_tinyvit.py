@@ -124,7 +124,6 @@ def test_classes_have_to_be_said_and_to_be_right(tmp_path: Path) -> None:
         ({"encoding": "dense"}, "needs all classes"),
         ({"k": 3}, "has the 5 largest"),
         ({"temperature": (2.0,)}, "at one temperature"),
-        ({"dtype": "int8"}, "float32 or float16"),
         ({"plain": True}, "augmented images"),
         ({"made_at": 2.0}, "temperature 1"),
         ({"ids": "row"}, "plain files"),

@@ -17,6 +17,7 @@ CAMPAIGNS = {
     "damaged files": (damage.campaign, 1000),
     "a full disk, and two dumps at once": (disk.disk, 60),
     "forged caches": (hostile.campaign, 1),
+    "forged caches of uneven entries, draws and few bits": (hostile.third_campaign, 1),
     "fuzzing": (fuzz.campaign, 20_000),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.encodings import KEPT
 from pipeline.store import index, parts
 from tests.faults.forged_manifests import HUGE, Forge, Forgery, counted
 from tests.faults.forging import (
@@ -21,7 +21,6 @@ from tests.faults.forging import (
     manifest,
     put,
     records,
-    shard,
     with_parts,
 )
 from tests.store.small import FEW
@@ -116,7 +115,7 @@ def _unknown_content(folder: Path) -> None:
         put(folder, index.path_of(number), parquet_bytes(pa.Table.from_pylist(rows, index.SCHEMA)))
 
     def change(body: dict[str, Any]) -> None:
-        body["format"], body["identity"]["data"]["digest"] = 2, None
+        body["format"], body["identity"]["data"]["digest"] = max(2, body["format"]), None
 
     manifest(folder, change)
 
@@ -196,6 +195,17 @@ def tables() -> Iterator[Forgery]:
     yield Forgery("parts: 400,000 nulls", parts_as(every("files", lambda n: [None] * 10**5), compression="zstd"))
     yield Forgery("parts: a null statistic", parts_as(every("statistics", lambda n: [{"name": None, "value": None}])))
     bomb = [{"name": "x" * (8 << 20), "value": 0.0}]
+
+    def claimed(claim: dict[str, float]) -> Callable[[list[dict[str, Any]]], None]:
+        """Other statistics, but for how many classes are kept: that is a size."""
+
+        def change(rows: list[dict[str, Any]]) -> None:
+            for row in rows:
+                kept = [each for each in row["statistics"] if each["name"] == KEPT]
+                row["statistics"] = [{"name": n, "value": v} for n, v in claim.items()] + kept
+
+        return change
+
     yield Forgery("parts: a bomb", parts_as(every("statistics", lambda n: bomb), compression="zstd"))
     yield Forgery("parts: a dictionary", parts_as(every("statistics", lambda n: bomb * 8), use_dictionary=True, compression="zstd"))  # fmt: skip # noqa: E501
     for name, claim in {
@@ -203,12 +213,11 @@ def tables() -> Iterator[Forgery]:
         "too many": {"compared": 1e9, "agreed": 1e9, "labelled": 1e9, "correct": 1e9},
         "below zero": {"compared": 8.0, "agreed": 8.0, "kl_sum_T1": -1.0, "kl_max_T1": 1.0},
     }.items():
-        values = [{"name": n, "value": v} for n, v in claim.items()]
-        yield Forgery(f"parts: statistics {name}", parts_as(every("statistics", lambda n, v=values: v)), sound=True)
+        yield Forgery(f"parts: statistics {name}", parts_as(claimed(claim)), sound=True)
     for value in (math.nan, math.inf):
         yield Forgery(
             f"parts: a statistic {value}",
-            parts_as(every("statistics", lambda n, v=value: [{"name": "bound", "value": v}])),
+            parts_as(claimed({"bound": value})),
         )
     yield Forgery("parts: fewer", parts_as(lambda rows: rows[:-1]))
     yield Forgery("parts: not Parquet", lambda f: put(f, parts.PATH, b"PAR1" * 100))
@@ -257,100 +266,3 @@ def tables() -> Iterator[Forgery]:
     yield Forgery("labels: floats for ids", columns_as(lambda t: t.set_column(1, "id_deltas", t["logits"])), "parquet")
     yield Forgery("labels: gzip", columns_as(lambda t: t, compression="gzip"), "parquet")
     yield Forgery("labels: a dictionary", columns_as(lambda t: t, use_dictionary=True), "parquet")
-
-
-def shards() -> Iterator[Forgery]:
-    """What zarr metadata and shards can hold."""
-
-    def described(change: Callable[[dict[str, Any]], Any], name: str = "logits") -> Forge:
-        def forge(folder: Path) -> None:
-            path = f"labels.zarr/{name}/zarr.json"
-            body = json.loads((folder / path).read_bytes())
-            change(body)
-            put(folder, path, json.dumps(body).encode())
-
-        return forge
-
-    for value in (None, [], {}, "O", "object", "f4,f4", "(1000000,1000000)f4", "<f2", "S10", "float16" * 10**5, 3):
-        yield Forgery(f"zarr: dtype {str(value)[:20]}", described(lambda b, v=value: b.update(data_type=v)))
-    for value in ([HUGE, 3], [-1, 3], [32.0, 3], ["32", 3], [], None, [32, 3, 3], [10**4000, 3]):
-        yield Forgery(f"zarr: shape {str(value)[:20]}", described(lambda b, v=value: b.update(shape=v)))
-    for name in ("pickle", "blosc", "hostile_codec", "gzip", "numcodecs.pickle", "vlen-utf8"):
-        inner = [{"name": "bytes"}, {"name": name}, {"name": "crc32c"}]
-        change: Callable[..., Any] = lambda b, i=inner: b["codecs"][0]["configuration"].update(codecs=i)  # noqa: E731
-        yield Forgery(f"zarr: codec {name}", described(change))
-    yield Forgery("zarr: no codec", described(lambda b: b.update(codecs=[])))
-    yield Forgery("zarr: big-endian", described(lambda b: b["codecs"][0]["configuration"]["codecs"][0].update(configuration={"endian": "big"})))  # fmt: skip # noqa: E501
-    yield Forgery("zarr: a transformer", described(lambda b: b.update(node_type="group")))
-    yield Forgery(
-        "zarr: chunks of nothing", described(lambda b: b["codecs"][0]["configuration"].update(chunk_shape=[0, 3]))
-    )
-    yield Forgery(
-        "zarr: chunks of one", described(lambda b: b["codecs"][0]["configuration"].update(chunk_shape=[1, 3]))
-    )
-    path = "labels.zarr/logits/zarr.json"
-    yield Forgery("zarr: 100,000 levels", lambda f: put(f, path, b'{"shape":' + b"[" * 100_000))
-    yield Forgery("zarr: not JSON", lambda f: put(f, path, b"\x80\x04cos\nsystem\n"))
-    yield Forgery("zarr: a number of a megabyte", lambda f: put(f, path, b'{"shape": [' + b"9" * 10**6 + b"]}"))
-
-    def chunked(name: str, *bodies: bytes) -> Forge:
-        return lambda folder: put(
-            folder, f"labels.zarr/{name}/c.0{'' if name == 'scale' else '.0'}", shard(list(bodies))
-        )
-
-    plain = np.full((8, 3), 0.5, np.float16).tobytes()
-    yield Forgery("shard: a bomb", chunked("id_deltas", zstd(bytes(256 << 20))))
-    yield Forgery("shard: a frame without a size", chunked("id_deltas", _streamed(64 << 20)))
-    yield Forgery("shard: a frame of 2**60 bytes", chunked("id_deltas", b"\x28\xb5\x2f\xfd\xe0" + b"\0" * 7 + b"\x10"))
-    yield Forgery("shard: two frames", chunked("id_deltas", zstd(bytes(24)) * 2))
-    yield Forgery("shard: no frame", chunked("id_deltas", b"garbage"))
-    yield Forgery("shard: an empty chunk", chunked("id_deltas", b""))
-    yield Forgery("shard: ids that leave the classes", chunked("id_deltas", zstd(b"\xff" * 24)))
-    yield Forgery("shard: ids that repeat", chunked("id_deltas", zstd(b"\0" * 24)))
-    yield Forgery("shard: NaN", chunked("logits", np.full((8, 3), np.nan, np.float16).tobytes()))
-    yield Forgery("shard: infinities", chunked("logits", np.full((8, 3), -np.inf, np.float16).tobytes()))
-    yield Forgery("shard: too long", chunked("logits", plain * 2))
-    yield Forgery("shard: too short", chunked("logits", plain[:-2]))
-    yield Forgery("shard: more chunks", chunked("logits", plain, plain))
-    yield Forgery("shard: no chunk", lambda f: put(f, "labels.zarr/logits/c.0.0", shard([], 1)))
-    yield Forgery("shard: beyond the file", lambda f: put(f, "labels.zarr/logits/c.0.0", _pointing(f, 2**40, 52)))
-    yield Forgery("shard: wrapping around", lambda f: put(f, "labels.zarr/logits/c.0.0", _pointing(f, 2**64 - 50, 52)))
-    yield Forgery("shard: huge", lambda f: put(f, "labels.zarr/logits/c.0.0", _pointing(f, 0, 2**63)))
-    yield Forgery("shard: empty", lambda f: put(f, "labels.zarr/logits/c.0.0", b""))
-    scale = np.full(8, np.nan, np.float32)
-    yield Forgery("shard: NaN scales", lambda f: put(f, "labels.zarr/scale/c.0", shard([scale.tobytes()])), "int8")
-    yield Forgery("shard: a bomb that agrees", _agreeing_bomb, "int8")
-
-
-def zstd(data: bytes) -> bytes:
-    """One frame."""
-    packed: bytes = pa.compress(data, codec="zstd", asbytes=True)
-    return packed
-
-
-def _streamed(size: int) -> bytes:
-    """zeros in a zstd frame that does not say how long it is: blocks of one repeated byte."""
-    block = (2 | 131_072 << 3).to_bytes(3, "little") + b"\0"
-    return b"\x28\xb5\x2f\xfd\x00\x58" + block * (size // 131_072) + (3 | 1 << 3).to_bytes(3, "little") + b"\0"
-
-
-def _pointing(folder: Path, offset: int, length: int) -> bytes:
-    from fastcrc.crc32 import iscsi
-
-    data = (folder / "labels.zarr/logits/c.0.0").read_bytes()
-    index_bytes = (offset % 2**64).to_bytes(8, "little") + length.to_bytes(8, "little")
-    return data[:-20] + index_bytes + iscsi(index_bytes).to_bytes(4, "little")
-
-
-def _agreeing_bomb(folder: Path) -> None:
-    """16 million classes of zeros in every shard, and every claim in agreement: a gigabyte from some kilobytes."""
-    classes = 1 << 24
-    body = zstd(bytes(8 * classes))
-    for number in range(len(records(folder))):
-        put(folder, f"labels.zarr/values/c.{number}.0", shard([body]))
-    path = "labels.zarr/values/zarr.json"
-    found = json.loads((folder / path).read_bytes())
-    found["shape"][1] = found["chunk_grid"]["configuration"]["chunk_shape"][1] = classes
-    found["codecs"][0]["configuration"]["chunk_shape"][1] = classes
-    put(folder, path, json.dumps(found).encode())
-    manifest(folder, lambda body: body.update(classes=classes, class_names=[]))

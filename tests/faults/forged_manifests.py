@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.encodings import Dense, TopK
 from pipeline.store import index, parts
+from pipeline.store.counts import RAGGED
 from tests.faults.forging import (
     manifest,
 )
@@ -54,13 +55,18 @@ def counted(**values: Any) -> Forge:
 
     def change(body: dict[str, Any]) -> None:
         examples, views, size = values.get("examples", 11), values.get("views", 2), values.get("part_size", 8)
-        length = values.get("length", 1)
+        length, numbers = values.get("length", 1), -(-examples // size)
         body["identity"]["part_size"] = size
+        each = {}
+        if RAGGED in body["counts"] and numbers * views <= 10_000:
+            last = examples - max(0, numbers - 1) * size
+            each = {RAGGED: [length * n for _ in range(views) for n in [*[size] * (numbers - 1), last]]}
         body["counts"] = {
             "entries": examples * views,
             "positions": examples * views * length,
-            "parts": -(-examples // size) * views,
+            "parts": numbers * views,
             "splits": {values.get("split", "train"): {"examples": examples, "views": views}},
+            **each,
         }
         body.update(values.get("more", {}))
 
@@ -82,7 +88,7 @@ def _second_version() -> Iterator[Forgery]:
 
     def said(version: int, **changes: Any) -> Forge:
         def change(body: dict[str, Any]) -> None:
-            body["format"] = version
+            body["format"] = max(version, body["format"])
             for path, value in changes.items():
                 *places, last = path.split("__")
                 place = body["identity"]
@@ -247,8 +253,8 @@ def _room_for_parts(folder: Path) -> None:
     set_to("files", parts.PATH, "size", value=2**47)(folder)
 
 
-def links() -> Iterator[Forgery]:
-    """Files that are something else."""
+def links(array: str = "logits", shard: str = "c.0.0") -> Iterator[Forgery]:
+    """Files that are something else, the shard of an array among them."""
 
     def replaced(path: str, make: Callable[[Path], Any]) -> Forge:
         def forge(folder: Path) -> None:
@@ -259,14 +265,14 @@ def links() -> Iterator[Forgery]:
 
         return forge
 
-    shards = "labels.zarr/logits/c.0.0"
+    labels = f"labels.zarr/{array}"
     for path in (
         "manifest.json",
         parts.PATH,
         index.path_of(0),
-        shards,
+        f"{labels}/{shard}",
         "views.parquet",
-        "labels.zarr/logits/zarr.json",
+        f"{labels}/zarr.json",
     ):
         kinds: dict[str, Callable[[Path], Any]] = {
             "/dev/zero": lambda p: p.symlink_to("/dev/zero"),
@@ -288,5 +294,5 @@ def links() -> Iterator[Forgery]:
             (folder / path).symlink_to(kept)
 
         yield Forgery(f"{path} in DVC's store", store, sound=True)
-    yield Forgery("a stranger among the shards", lambda f: (f / "labels.zarr/logits/c.9.0").symlink_to("/dev/zero"))
+    yield Forgery("a stranger among the shards", lambda f: (f / labels / "c.9.0").symlink_to("/dev/zero"))
     yield Forgery("a name that is no UTF-8", lambda f: Path(os.fsdecode(bytes(f) + b"/index/\xff")).write_text(""))

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.caches.plan import Plan
+from pipeline.encodings import Encoding
 from pipeline.identity import canonical_json, digest
+from pipeline.store import Layout
 from tests.faults.forged_manifests import HUGE, TOPK, Forge, Forgery
 from tests.store.small import CLASSES, FEATURES, FEW, identity_of, write, writer_of
 
@@ -17,13 +19,13 @@ PLAN, JOURNAL = "plan.json", "journal/part-00001.json"
 SHARD = "labels.zarr/logits/c.1.0"
 
 
-def unfinished(folder: Path) -> None:
+def unfinished(folder: Path, encoding: Encoding = TOPK, layout: Layout = FEW) -> None:
     """Beside ``folder``/cache, all parts of a dump that nobody has finished yet."""
-    identity = identity_of(TOPK, "zarr", FEW)
+    identity = identity_of(encoding, "zarr", layout)
     scratch = folder / f".cache.softlabels-{identity['digest'][:16]}"
-    write(writer_of(scratch, TOPK, "zarr", FEW))
+    write(writer_of(scratch, encoding, "zarr", layout))
     names = tuple(f"class {n}" for n in range(CLASSES))
-    Plan(identity, FEW, CLASSES, names, FEATURES, None).save(scratch)
+    Plan(identity, layout, CLASSES, names, FEATURES, None).save(scratch)
 
 
 def _scratch(folder: Path) -> Path:

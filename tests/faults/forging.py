@@ -14,10 +14,13 @@ from fastcrc.crc32 import iscsi as crc32c
 
 from pipeline.encodings import Encoding
 from pipeline.identity import digest
-from pipeline.store import FileRecord, PartRecord, index, parts
+from pipeline.store import FileRecord, Layout, PartRecord, index, parts
 from pipeline.store.tables import write_table
 from pipeline.views import parse_transform
-from tests.store.small import FEW, small_cache
+from tests.store.small import FEW, ragged_layout, small_cache
+
+UNEVEN = ragged_layout({"train": (11, 2)}, 8)
+"""As many examples and parts as ``FEW``, of uneven entries."""
 
 VIEWS = [{"example_id": "train/0", "view": 1, "seed": 5, "shape": [1, 2, 2], "pixels": [0.0, 0.5, 1.0, 0.25]}]
 VIEWS_SCHEMA = pa.schema(
@@ -31,9 +34,9 @@ VIEWS_SCHEMA = pa.schema(
 )
 
 
-def sound_cache(folder: Path, encoding: Encoding, store: str) -> None:
+def sound_cache(folder: Path, encoding: Encoding, store: str, layout: Layout = FEW) -> None:
     """A cache with all that one can have: features, random views, a replay table."""
-    small_cache(folder, encoding, store, FEW)
+    small_cache(folder, encoding, store, layout)
     put(folder, "views.parquet", write_table(pa.Table.from_pylist(VIEWS, VIEWS_SCHEMA), row_group_size=64, zstd=()))
 
     def complete(body: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ import torch
 from pipeline.errors import SoftlabelsError
 from tests.faults.counts import Counts
 from tests.faults.fuzz_targets import Target, targets
+from tests.faults.fuzz_thirds import third_targets
 from tests.faults.receiving import GROWTH, ROOM
 
 SECONDS, MOST_BYTES = 5, 20_000
@@ -32,6 +33,11 @@ ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 1.5, 2**31, 2**63, 10**15, 10**30, 10**400, float("nan"), float("inf"), "", "x", "../x",
     "a\0b", "\ud800", "é" * 300, "1", [], [[]], {}, {"a": 1}, [None], "pickle", "object", "float16",
 )  # fmt: skip
+
+
+def readers(folder: Path) -> dict[str, Target]:
+    """All of them, by name."""
+    return {**targets(folder), **third_targets(folder / "thirds")}
 
 
 def mutated(target: Target, data: bytes, rng: random.Random) -> bytes:
@@ -141,7 +147,7 @@ def campaign(folder: Path, times: int, seed: int) -> Counts:
     """``times`` changed inputs, shared out over all readers. A change that was read is changed further."""
     counts, rng = Counts(), random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    all_targets = targets(folder)
+    all_targets = readers(folder)
     pools = {name: list(target.seeds) for name, target in all_targets.items()}
     for name, target in all_targets.items():
         for number, data in enumerate(target.seeds):
@@ -162,7 +168,7 @@ def guided(folder: Path, times: int, seed: int) -> None:
     """The same readers under atheris, which keeps what reaches new code. Ends the process."""
     import atheris
 
-    all_targets = targets(folder)
+    all_targets = readers(folder)
     names, counts, turns = list(all_targets), Counts(), 0
     corpus = folder / "corpus"
     corpus.mkdir()

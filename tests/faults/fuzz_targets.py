@@ -66,10 +66,10 @@ def targets(folder: Path) -> dict[str, Target]:
     (scratch,) = (place for place in (folder / "unfinished").iterdir() if place.is_dir())
     plans, journals = [(scratch / "plan.json").read_bytes()], [(scratch / "journal/part-00001.json").read_bytes()]
     described = [path.read_bytes() for place in (zarr, int8) for path in sorted(place.glob("labels.zarr/*/zarr.json"))]
-    part_tables = [_unchecked((place / parts.PATH).read_bytes()) for place in (zarr, parquet)]
-    indices = [_unchecked((zarr / index.path_of(n)).read_bytes()) for n in (0, 2)]
-    columns = [_unchecked((parquet / "labels/part-00000.parquet").read_bytes())]
-    views = [_unchecked((zarr / "views.parquet").read_bytes())]
+    part_tables = [unchecked((place / parts.PATH).read_bytes()) for place in (zarr, parquet)]
+    indices = [unchecked((zarr / index.path_of(n)).read_bytes()) for n in (0, 2)]
+    columns = [unchecked((parquet / "labels/part-00000.parquet").read_bytes())]
+    views = [unchecked((zarr / "views.parquet").read_bytes())]
     backend = ParquetBackend("labels", topk.specs(CLASSES))
     model = build_model("mlp-4", classes=3, input_shape=(1, 2, 2))
     checkpoint = io.BytesIO()
@@ -87,7 +87,7 @@ def targets(folder: Path) -> dict[str, Target]:
 
     def read_shard(name: str, files: Files, data: bytes) -> None:
         held = Shard(plan(name), files, "shard", len(data), 8)
-        _all(held.read, partial(held.read_rows, np.array([7, 0])), held.sealed)
+        all_of(held.read, partial(held.read_rows, np.array([7, 0])), held.sealed)
 
     def local_shard(name: str, data: bytes) -> None:
         (folder / "shard").write_bytes(data)
@@ -97,11 +97,11 @@ def targets(folder: Path) -> dict[str, Target]:
         path = "labels/part-00000.parquet"
         files = MemoryFiles({path: data})
         part = PartRecord(**{**vars(first), "files": {path: parts.FileRecord.of(data)}})
-        _all(lambda: backend.read(files, part), lambda: backend.read_rows(files, part, np.array([7, 0])))
+        all_of(lambda: backend.read(files, part), lambda: backend.read_rows(files, part, np.array([7, 0])))
 
     def read_index(data: bytes) -> None:
         acts = [(MemoryFiles({index.path_of(p.number): data}), p, len(data)) for p in (FEW.parts[0], FEW.parts[2])]
-        _any(*(partial(index.rows_of, *arguments) for arguments in acts))
+        any_of(*(partial(index.rows_of, *arguments) for arguments in acts))
 
     def read_views(data: bytes) -> None:
         contents = {path.relative_to(zarr).as_posix(): path.read_bytes() for path in zarr.rglob("*") if path.is_file()}
@@ -116,7 +116,7 @@ def targets(folder: Path) -> dict[str, Target]:
     def whole(data: bytes) -> None:
         (folder / "zarr/manifest.json").write_bytes(data)
         try:
-            _all(*(step for _, step in receive(zarr)))
+            all_of(*(step for _, step in receive(zarr)))
         finally:
             (folder / "zarr/manifest.json").write_bytes(manifests[0])
 
@@ -146,7 +146,7 @@ def targets(folder: Path) -> dict[str, Target]:
 
     def read_weights(name: str, data: bytes) -> None:
         (folder / name).write_bytes(data)
-        _all(
+        all_of(
             *[partial(load_weights, model, folder / name)], *[partial(read_metadata, folder / name)] * (name[-1] == "s")
         )
 
@@ -155,33 +155,33 @@ def targets(folder: Path) -> dict[str, Target]:
         (folder / "run/seed-0/model.safetensors").touch()
         (folder / "run/run.json").write_bytes(data)
         found = read_run(folder / "run")
-        _all(*(partial(found.reference, name) for name in ("student", "data", "teacher", "transform")))
+        all_of(*(partial(found.reference, name) for name in ("student", "data", "teacher", "transform")))
 
     def params(data: bytes) -> None:
         (folder / "params.yaml").write_bytes(data)
-        _all(*(partial(read_params, f"{folder / 'params.yaml'}{part}") for part in ("", ":train", ":methods.soft")))
+        all_of(*(partial(read_params, f"{folder / 'params.yaml'}{part}") for part in ("", ":train", ":methods.soft")))
 
     config = {"config": {"student": "cnn-8", "data": "digits", "transform": "flip+noise", "student_args": ["a=1"]}}
     described_encodings = [json.dumps(e.describe()).encode() for e in (topk, flat, Dense("float16"))]
     settings = {"train": {"student": "cnn-8", "epochs": 3, "lr": 1e-3}, "methods": {"soft": {"temperature": [1, 4]}}}
     shards = {name: (zarr / f"labels.zarr/{name}/c.0.0").read_bytes() for name in ("logits", "id_deltas")}
     return {
-        "manifest": Target(manifests, lambda d: Manifest.from_json(d, "m"), json=True, reseal=_resealed),
-        "manifest, version 2": Target(second, lambda d: Manifest.from_json(d, "m"), json=True, reseal=_resealed),
-        "whole cache, version 2": Target(second, whole, json=True, reseal=_resealed),
-        "row of a catalogue": Target([*manifests, *second], listed, json=True, reseal=_resealed),
-        "plan.json": Target(plans, read_plan, json=True, reseal=_resealed),
-        "journal": Target(journals, read_journal, json=True, reseal=_resealed),
-        "whole cache": Target(manifests[:1], whole, json=True, reseal=_resealed),
+        "manifest": Target(manifests, lambda d: Manifest.from_json(d, "m"), json=True, reseal=resealed),
+        "manifest, version 2": Target(second, lambda d: Manifest.from_json(d, "m"), json=True, reseal=resealed),
+        "whole cache, version 2": Target(second, whole, json=True, reseal=resealed),
+        "row of a catalogue": Target([*manifests, *second], listed, json=True, reseal=resealed),
+        "plan.json": Target(plans, read_plan, json=True, reseal=resealed),
+        "journal": Target(journals, read_journal, json=True, reseal=resealed),
+        "whole cache": Target(manifests[:1], whole, json=True, reseal=resealed),
         "parts.parquet": Target(part_tables, lambda d: parts.decode(d, len(FEW.parts), "p")),
         "index": Target(indices, read_index),
         "views.parquet": Target(views, read_views),
         "label columns": Target(columns, read_columns),
         "zarr.json": Target(described, lambda d: ShardPlan.parse(d, "z"), json=True),
-        "shard": Target([shards["logits"]], partial(local_shard, "logits"), reseal=_sharded),
-        "shard in zstd": Target([shards["id_deltas"]], partial(local_shard, "id_deltas"), reseal=_sharded),
+        "shard": Target([shards["logits"]], partial(local_shard, "logits"), reseal=sharded),
+        "shard in zstd": Target([shards["id_deltas"]], partial(local_shard, "id_deltas"), reseal=sharded),
         "shard elsewhere": Target(
-            [shards["logits"]], lambda d: read_shard("logits", MemoryFiles({"shard": d}), d), reseal=_sharded
+            [shards["logits"]], lambda d: read_shard("logits", MemoryFiles({"shard": d}), d), reseal=sharded
         ),
         "encoding": Target(described_encodings, _parse_encoding, json=True),
         "decoder": Target([bytes(range(256))], _decode),
@@ -198,7 +198,7 @@ def targets(folder: Path) -> dict[str, Target]:
     }
 
 
-def _all(*acts: Callable[[], object]) -> None:
+def all_of(*acts: Callable[[], object]) -> None:
     """Do all of them, whichever is refused. Raises the last refusal."""
     refusal: SoftlabelsError | None = None
     for act in acts:
@@ -210,7 +210,7 @@ def _all(*acts: Callable[[], object]) -> None:
         raise refusal
 
 
-def _any(*acts: Callable[[], object]) -> None:
+def any_of(*acts: Callable[[], object]) -> None:
     """Do all of them. Raises the last refusal when none was taken."""
     refusals: list[SoftlabelsError] = []
     for act in acts:
@@ -230,7 +230,7 @@ def _parse_encoding(data: bytes) -> None:
     encodings.parse(description)
 
 
-def _unchecked(data: bytes) -> bytes:
+def unchecked(data: bytes) -> bytes:
     """The same table, in pages without checksums."""
     sink = io.BytesIO()
     table = pq.read_table(io.BytesIO(data))
@@ -238,7 +238,7 @@ def _unchecked(data: bytes) -> bytes:
     return sink.getvalue()
 
 
-def _resealed(data: bytes) -> bytes:
+def resealed(data: bytes) -> bytes:
     """A manifest with a digest that fits, where it still is one."""
     try:
         body = json.loads(data)
@@ -257,10 +257,10 @@ def _second_version(data: bytes) -> bytes:
     source = {"identity": "a" * 64, "encoding": {"name": "dense"}, "bound": 0.0, "fidelity": {"kl": {}}}
     read = {"verb": "import", "files": {"number": 1, "bytes": 5, "sha256": "b" * 64}, "unknown": ["teacher"]}
     identity["lineage"] = [read, {"verb": "merge", "from": [source, source], "options": {"by": "views"}}]
-    return _resealed(json.dumps(body).encode())
+    return resealed(json.dumps(body).encode())
 
 
-def _sharded(data: bytes) -> bytes:
+def sharded(data: bytes) -> bytes:
     """The first chunk of a shard, whatever it has become, under good checksums."""
     return shard([data[:-24]])
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from pipeline.sources.cached import CachedLabels
 from pipeline.sources.replay import recorded_views, replay_views
 from pipeline.store import open_cache, verify
 from tests.faults.reworking import finish, rework
-from tests.store.small import CLASSES
+from tests.store.small import CLASSES, LENGTHS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS, ROOM, GROWTH = 30, 256 << 20, 64
@@ -42,9 +43,10 @@ The plan of 400,000 parts, which is legitimate, has taken more than 10 s on a bu
 
 
 class Toy(Dataset):
-    """The examples that the small caches are of."""
+    """The examples that the small caches are of; ``uneven``: of which each has its own number of positions."""
 
-    def __init__(self) -> None:
+    def __init__(self, uneven: bool = False) -> None:
+        self._lengths = LENGTHS["train"][:11].astype(np.int64) if uneven else np.ones(11, np.int64)
         super().__init__(
             name="toy",
             classes=[f"class {n}" for n in range(CLASSES)],
@@ -54,6 +56,10 @@ class Toy(Dataset):
             input_shape=(1, 2, 2),
             preprocessing="none",
         )
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return self._lengths
 
     def load(self, row: int) -> Tensor:
         return torch.zeros(1, 2, 2)
@@ -68,6 +74,7 @@ def receive(folder: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
 
     cache = open_cache(folder)
     split = next(iter(cache.splits()), "train")
+    toy = Toy(uneven=cache.manifest.layout.is_ragged)
 
     def inspect() -> bool:
         found = cache.describe()
@@ -90,14 +97,14 @@ def receive(folder: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
 
     def train() -> bool:
         for resident in ("none", "auto"):
-            labels = CachedLabels(cache, Toy(), resident=resident)
+            labels = CachedLabels(cache, toy, resident=resident)
             with labels.stream(labels.order(4), 0, view=labels.views[-1]) as stream:
                 for _, soft in stream:
                     len(soft)
         return True
 
     def matched() -> bool:
-        return all(len(match(cache, Toy(), split, missing).rows) > 0 for missing in ("skip", "hard", "error"))
+        return all(len(match(cache, toy, split, missing).rows) > 0 for missing in ("skip", "hard", "error"))
 
     yield "verify", lambda: verify(cache).ok
     yield from (("inspect", inspect), ("read", read), ("views", views), ("match", matched), ("train", train))

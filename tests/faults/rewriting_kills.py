@@ -110,7 +110,7 @@ class RewritingWork(Work):
         for name in ("read_rows", "read_feature_rows", "index"):
             setattr(Cache, name, watch.around("read", getattr(Cache, name)))
         writer.sha256_of = watch.around("read", writer.sha256_of)
-        importing_run._contents = watch.around("read", importing_run._contents)
+        importing_run.contents_of = watch.around("read", importing_run.contents_of)
         transcode.recode = watch.around("encode", transcode.recode)
         for backend in (zarr_backend.ZarrBackend, parquet_backend.ParquetBackend):
             backend.encode = watch.around("encode", backend.encode)

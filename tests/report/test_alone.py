@@ -93,7 +93,8 @@ def test_runs_teacher_and_cache_beside_it(tmp_path: Path) -> None:
     page = page_of(
         tmp_path / "report", compressed=(folder,), runs=tuple(world.runs), cache=world.add_cache(), title="Ours <b>"
     )
-    assert check(page) == ["summary", "compression", "costs", "provenance"]
+    assert check(page) == ["summary", "curves", "compression", "costs", "provenance"]
+    assert "Accuracy of every run on validation after each epoch" in page
     assert "<h1>Ours &lt;b&gt;</h1>" in page and "digits, digest" in page
     assert "<span>train</span>" in page and "c" * 64 in page
 

@@ -18,7 +18,7 @@ pytest.importorskip("jinja2")
 
 from pipeline import report
 from pipeline.errors import ConfigError
-from pipeline.report import ReportConfig, charts, cost, language
+from pipeline.report import ReportConfig, charts, cost, language, training_curves
 from pipeline.report.artefacts import smallest_as_good, with_teacher
 from pipeline.report.board import _runs
 from pipeline.report.columns import LANGUAGE, columns_of, leading, rows_table
@@ -73,6 +73,34 @@ def test_the_page_is_of_tokens(tmp_path: Path) -> None:
         found = list(csv.DictReader(file))
     assert len(found) == 9 and found[4]["name"] == "sampled" and float(found[4]["perplexity"]) == pytest.approx(16.16)
     assert float(found[4]["ece"]) == pytest.approx(2) and float(found[4]["acceptance"]) == pytest.approx(45)
+
+
+def test_runs_alone_have_their_curves(tmp_path: Path) -> None:
+    several, options = evaluated(tmp_path / "m"), world_of(tmp_path / "w")
+    for run, first in zip(options["runs"], (4.0, 3.5), strict=True):
+        for seed in range(3):
+            epochs = [
+                {"epoch": e, "loss": 1.0, "accuracy": 0.1, "nll": first - 0.1 * e - 0.01 * seed} for e in range(6)
+            ]
+            write(run / f"seed-{seed}" / "history.json", epochs[: 5 + seed])
+    page = drawn(tmp_path / "report", models=several, **options)
+    assert check(page) == ["summary", "curves", "models", "calibration", "writing", "costs", "provenance"]
+    assert "Perplexity of every run on validation after each epoch" in page and "Accuracy of" not in page
+    assert "softlabels train --data tokens:t" in html.unescape(page)
+    with (tmp_path / "report" / "plots" / "training_perplexity.csv").open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["name"] for row in found] == ["hard"] * 5 + ["sampled"] * 5, "cut to the shortest seed"
+    each = np.exp([3.5 - 0.1 * 2 - 0.01 * seed for seed in range(3)])
+    assert [float(found[7][key]) for key in ("mean", "lowest", "highest")] == pytest.approx(
+        [each.mean(), each.min(), each.max()]
+    )
+    findings = findings_of(models=several, **options)
+    made = training_curves.curves_table(findings)
+    assert made is not None and made.caption == "Mean validation perplexity by epoch"
+    assert made.groups[0].rows[2][2].value == pytest.approx(each.mean())
+    one = options["runs"][0] / "seed-0" / "history.json"
+    write(one, json.loads(one.read_text())[:1])
+    assert [curve.name for curve in training_curves.curves_of(findings_of(models=several, **options))] == ["sampled"]
 
 
 def test_what_leads_in_the_table() -> None:

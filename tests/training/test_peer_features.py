@@ -20,10 +20,10 @@ from pipeline.losses import FEATURE_LOSSES, hard_loss
 from pipeline.models import build_model
 from pipeline.training import Objective, TrainConfig, fit, prepare, run
 from pipeline.training.exchange import Exchange
+from pipeline.training.fitted import DivergedError
 from pipeline.training.grid import SweepConfig
 from pipeline.training.hints import Hints, Lesson
 from pipeline.training.lessons import Lessons
-from pipeline.training.loop import DivergedError
 from pipeline.training.members import Team
 from pipeline.training.methods import methods, table
 from pipeline.training.objective import Batch, Output, Terms

@@ -22,7 +22,7 @@ from pipeline.training import Objective, TrainConfig, cohort, fit, prepare, run
 from pipeline.training import peers as making
 from pipeline.training.cohort import Cohort
 from pipeline.training.exchange import Exchange
-from pipeline.training.loop import DivergedError
+from pipeline.training.fitted import DivergedError
 from pipeline.training.members import Members, Team
 from pipeline.training.objective import Batch, Output
 from pipeline.training.optimisation import make_optimizer

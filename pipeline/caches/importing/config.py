@@ -57,7 +57,9 @@ class ImportConfig(Config):
         "how distributions are kept; default: dense, and topk where the source has the largest only",
         choices=("dense", "topk"),
     )
-    dtype: str = option("float32", "of the kept logits", choices=("float32", "float16", "int8"))
+    dtype: str = option(
+        "float32", "of the kept logits; int4 is of topk", choices=("float32", "float16", "int8", "int4")
+    )
     k: int = option(
         0, f"classes that topk keeps; 0: {K} of a source that has them all, as many as every position has of sequences"
     )
@@ -83,8 +85,8 @@ class ImportConfig(Config):
             yield "--tokens-out needs the --tokenizer that the ids are of: a packing contract names its tokens"
         if self.end_token is not None and self.tokens_out is None:
             yield "--end-token is of --tokens-out"
-        if self.encoding == "topk" and self.dtype == "int8":
-            yield "--dtype int8 is for dense labels; topk keeps float32 or float16"
+        if self.encoding == "dense" and self.dtype == "int4":
+            yield "--dtype int4 is of --encoding topk; dense keeps float32, float16 or int8"
         for name in ("k", "temperature"):
             if self.encoding == "dense" and getattr(self, name) != getattr(type(self), name):
                 yield f"--{name} is of --encoding topk; dense keeps all classes, for any temperature"

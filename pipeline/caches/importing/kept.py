@@ -20,8 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encodings import TopK
-from pipeline.encodings.base import half_precision
-from pipeline.encodings.topk import id_dtype
 from pipeline.errors import EncodingError
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -69,7 +67,8 @@ def encode(kept: Kept, classes: int, encoding: TopK) -> tuple[dict[str, npt.NDAr
     """Stored arrays and their bound, for probabilities at the one temperature of ``encoding``.
 
     Kept probabilities come back as they were, to float32's rounding of their logarithm; with the residual they come to
-    1 within the bound. Raises EncodingError, with the row, for what no softmax over C = ``classes`` classes gives.
+    1 within the bound, and in few bits to 1, whatever the source's rounding left. Raises EncodingError, with the row,
+    for what no softmax over C = ``classes`` classes gives.
     """
     _check_ids(kept.ids, classes)
     (temperature,) = encoding.temperatures
@@ -82,14 +81,13 @@ def encode(kept: Kept, classes: int, encoding: TopK) -> tuple[dict[str, npt.NDAr
     logits = (temperature * (logs - largest)).astype(np.float32)
     with np.errstate(divide="ignore"):
         log_residual = np.maximum(np.log(residual), LOWEST)
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "id_deltas": np.diff(ids, axis=1, prepend=0).astype(id_dtype(classes)),
-        "logits": logits if encoding.dtype == "float32" else half_precision(logits, "kept logits below their largest"),
-        "log_normaliser": (-largest).astype(np.float32),
-        "log_residual": np.where(ids.shape[1] == classes, -np.inf, log_residual[:, None]).astype(np.float32),
-    }
+    stored_residual = np.where(ids.shape[1] == classes, -np.inf, log_residual[:, None]).astype(np.float32)
+    arrays = encoding.packed(classes, ids, logits, (-largest).astype(np.float32), stored_residual)
     each = float(rounding(probs).max(initial=0.0))
-    return arrays, max(each, float(open_by.max(initial=0.0))) + encoding.bound(arrays, classes)
+    scaled = 0.0
+    if "log_normaliser" not in arrays:  # in few bits the kept classes are made to come to 1 less the residual
+        scaled = float(np.abs(1.0 - residual - probs.sum(axis=1, dtype=np.float64)).max(initial=0.0))
+    return arrays, max(each, float(open_by.max(initial=0.0))) + scaled + encoding.bound(arrays, classes)
 
 
 def _check_ids(ids: npt.NDArray[Any], classes: int) -> None:

@@ -23,8 +23,6 @@ import numpy.typing as npt
 
 from pipeline.caches.importing.kept import ARITHMETIC, LOWEST
 from pipeline.encodings import TopK
-from pipeline.encodings.base import half_precision
-from pipeline.encodings.topk import id_dtype
 from pipeline.errors import DataError, EncodingError
 
 Ints = npt.NDArray[np.int64]
@@ -164,12 +162,8 @@ def encode(said: TopLogprobs, classes: int, encoding: TopK) -> Made:
     with np.errstate(divide="ignore"):
         dropped = np.log(-np.expm1(np.minimum(total, 0.0)))
     residual = np.where(ids.shape[1] == classes, -np.inf, np.maximum(dropped, LOWEST))
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "id_deltas": np.diff(ids, axis=1, prepend=0).astype(id_dtype(classes)),
-        "logits": logits if encoding.dtype == "float32" else half_precision(logits, "kept logits below their largest"),
-        "log_normaliser": (-largest).astype(np.float32),
-        "log_residual": residual[:, None].astype(np.float32),
-    }
+    normaliser = (-largest).astype(np.float32)
+    arrays = encoding.packed(classes, ids, logits, normaliser, residual[:, None].astype(np.float32))
     most = float(excess.max(initial=0.0))
     bound = encoding.bound(arrays, classes) + ARITHMETIC + most
     return Made(arrays, bound, int(np.count_nonzero(excess > ARITHMETIC)), most)

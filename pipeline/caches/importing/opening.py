@@ -13,7 +13,8 @@ from pipeline.caches.importing.fkd import FKD
 from pipeline.caches.importing.numpy_tables import NumpyTable, read_ids
 from pipeline.caches.importing.parquet_tables import ParquetTable
 from pipeline.caches.importing.plain import Plain, Table
-from pipeline.caches.importing.sequences import DistillKitFiles, Sequences, TopLogprobsFiles
+from pipeline.caches.importing.sequence_files import DistillKitFiles, TopLogprobsFiles
+from pipeline.caches.importing.sequences import Sequences
 from pipeline.caches.importing.source import Source
 from pipeline.caches.importing.tinyvit import EPOCH, TinyViT
 from pipeline.caches.importing.vocabulary import Vocabulary
