@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,18 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.language import Text
+from benchmarks.language_dumping import parts_written
 from benchmarks.measure import Row, Settings, at_most, in_turn, ratio, seconds, synchronised
+from benchmarks.synthetic_text import Text
 from pipeline import dump
-from pipeline.caches.plan import Plan
 from pipeline.devices import resolve_device
-from pipeline.dump.claims import Claims, Share
 from pipeline.dump.job import Job, layout_of
-from pipeline.dump.parts import write_parts
 from pipeline.encodings import Encoding, position_keys
 from pipeline.encodings.encode_torch import Begun, begin, encode
 from pipeline.models import build_model, frozen
-from pipeline.progress import Silent
 from pipeline.softlabels import Sampled
 from pipeline.store import Group
 from pipeline.views import Views
@@ -150,11 +146,11 @@ def one(size: Size, settings: Settings, device: torch.device) -> Iterator[Row]:
     inputs = held(size, device)
     contenders: dict[str, Callable[[], float]] = {
         "bare": lambda: synchronised(device, lambda: passes(teacher, inputs, size.batches, device)),
-        **{name: dumped(each, settings) for name, each in jobs.items()},
+        **{name: parts_written(each, settings) for name, each in jobs.items()},
     }
     if size.longer:
         long = with_encoding(made(config, size, size.longer * size.batches, device), KINDS["sampled"])
-        contenders["longer"] = dumped(long, settings)
+        contenders["longer"] = parts_written(long, settings)
     times = in_turn(contenders, size.rounds)
     positions = size.batches * BATCH * size.length
     forward = 1e6 * statistics.median(times["bare"]) / positions
@@ -258,7 +254,7 @@ def busy(device: torch.device, action: Callable[[], None]) -> float:
 def _config(size: Size, settings: Settings, device: torch.device) -> dump.DumpConfig:
     rows = size.batches * BATCH
     return dump.DumpConfig(
-        data="benchmarks.language:Text",
+        data="benchmarks.synthetic_text:Text",
         data_args=(f"rows={rows},vocabulary={size.vocabulary},length={size.length}",),
         teacher="benchmarks.gpu_lm_dump:gpt",
         teacher_args=(f"width={size.width},layers={size.layers},tied={str(size.tied).lower()}",),
@@ -283,25 +279,6 @@ def with_encoding(job: Job, options: dict[str, object]) -> Job:
     config = replace(job.config, **options)  # type: ignore[arg-type]
     encoding = config.kept()
     return replace(job, config=config, encoding=encoding, identity={**job.identity, "encoding": encoding.describe()})
-
-
-def dumped(job: Job, settings: Settings) -> Callable[[], float]:
-    """A contender: the seconds until all parts of ``job`` are written."""
-    classes = tuple(job.dataset.classes)
-    plan = Plan(job.identity, job.layout, len(classes), classes, {}, None)
-
-    def timed() -> float:
-        folder = settings.scratch / "parts"
-        folder.mkdir(parents=True)
-        writer = plan.writer(folder)
-        with Silent().bar("dump", 0, "entries") as bar:
-            taken = synchronised(job.device, lambda: write_parts(job, writer, Claims(writer, Share()), bar))
-        if len(writer.done) != len(job.layout.parts):
-            raise RuntimeError(f"{len(job.layout.parts)} parts should be there; found {len(writer.done)}")
-        shutil.rmtree(folder)
-        return taken
-
-    return timed
 
 
 def held(size: Size, device: torch.device) -> list[Tensor]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.language import DRAWS, Text
 from benchmarks.measure import Row, Settings, at_most, in_turn, ratio, seconds, synchronised
+from benchmarks.synthetic_text import DRAWS, Text
 from pipeline import dump
 from pipeline.devices import autocast
 from pipeline.sampler import Order
@@ -51,7 +51,7 @@ class Student:
 
     @property
     def data_args(self) -> tuple[str, ...]:
-        """Of ``benchmarks.language:Text``."""
+        """Of ``benchmarks.synthetic_text:Text``."""
         return (f"rows={self.rows},vocabulary={self.vocabulary},length={self.length}",)
 
 
@@ -173,9 +173,9 @@ def with_labels(batches: Batches, labels: list) -> Batches:  # type: ignore[type
 
 def _dump(student: Student, out: Path, device: torch.device) -> dump.DumpConfig:
     return dump.DumpConfig(
-        data="benchmarks.language:Text",
+        data="benchmarks.synthetic_text:Text",
         data_args=student.data_args,
-        teacher="benchmarks.language:sure",
+        teacher="benchmarks.synthetic_text:sure",
         out=out,
         encoding="sampled",
         draws=DRAWS,
@@ -187,7 +187,7 @@ def _dump(student: Student, out: Path, device: torch.device) -> dump.DumpConfig:
 
 def _train(student: Student, cache: Path, resident: str, device: torch.device) -> TrainConfig:
     return TrainConfig(
-        data="benchmarks.language:Text",
+        data="benchmarks.synthetic_text:Text",
         data_args=student.data_args,
         cache=str(cache),
         resident=resident,
