@@ -182,7 +182,8 @@ def _largest(
         code, values = coded.to(torch.uint8).numpy(), coded * -step
     normaliser = (batch.logits - batch.top[0][:, :1]).logsumexp(dim=1)
     weights = (values - normaliser[:, None]).exp()
-    rest = 1 - batch.p.gather(1, ids).sum(dim=1)
+    # Summed over the others: one less the kept is below 0 where a teacher is sure, and has no logarithm.
+    rest = batch.p.scatter(1, ids, 0.0).sum(dim=1)
     _pack(candidate, ids, code, arrays)
     if candidate.sampled is None:
         if candidate.residual == "bare":
