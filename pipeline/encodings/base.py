@@ -131,6 +131,16 @@ def row_extremes(logits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...
     return values, top, bottom
 
 
+def row_slices(rows: int, width: int, elements: int) -> list[slice]:
+    """Parts of so many ``rows`` that take up to ``elements`` at ``width`` each; one part if there are none.
+
+    >>> row_slices(5, 10, 25)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
+    """
+    step = max(1, elements // width)
+    return [slice(first, first + step) for first in range(0, max(rows, 1), step)]
+
+
 def half_precision(values: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.float16]:
     """``values`` (N, ...) as float16; raises EncodingError with the row where one lies beyond 65,504."""
     with np.errstate(over="ignore"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encodings.base import LOWEST_EXPONENT
+from pipeline.encodings.device_torch import wide
 
 BLOCK = 32
 """Classes of a block: with 50 draws a row, of 32,000 to 128,000 classes, near the least work in blocks and in them."""
@@ -52,17 +53,17 @@ class Blocks:
         values = self.logits.gather(1, ids.clamp(max=last).flatten(1)).float().view(ids.shape)
         return values if (last + 1) % BLOCK == 0 else values.masked_fill_(ids > last, -torch.inf)
 
-    def masses(self, number: int, dtype: torch.dtype) -> Tensor:
-        """(N, G) ``dtype``: of each block the sum of exp(scale * (logit - top)), for the scale of that number."""
+    def masses(self, number: int) -> Tensor:
+        """(N, G) ``wide``: of each block the sum of exp(scale * (logit - top)), for the scale of that number."""
         beside = (self.largest - self.top).mul_(self.scales[number]).clamp_(min=LOWEST_EXPONENT).exp_()
-        return beside.to(dtype) * self.sums[number]
+        return beside.to(wide(beside.device)) * self.sums[number]
 
-    def ends(self, dtype: torch.dtype) -> Tensor:
-        """(N, G) ``dtype``: the ``masses`` of each block and those before it, for the first of the scales."""
-        if (kernel := _kernel(self.logits)) is not None and dtype == torch.float64:
+    def ends(self) -> Tensor:
+        """(N, G) ``wide``: the ``masses`` of each block and those before it, for the first of the scales."""
+        if (kernel := _kernel(self.logits)) is not None:
             found: Tensor = kernel.ends(self.largest, self.sums[0], self.scales[0], LOWEST_EXPONENT)
             return found
-        return self.masses(0, dtype).cumsum(dim=1)
+        return self.masses(0).cumsum(dim=1)
 
     def classes_at(self, ends: Tensor, wanted: Tensor) -> Tensor:
         """(N, n) int64: the class in whose stretch of the cumulated masses each of ``wanted`` (N, n) lies.
@@ -70,7 +71,7 @@ class Blocks:
         ``ends`` (N, G) as the method gives them; ``wanted`` above 0, up to the last of them.
         """
         block = torch.searchsorted(ends, wanted).clamp_(max=self.count - 1)
-        if (kernel := _kernel(self.logits)) is not None and ends.dtype == torch.float64:
+        if (kernel := _kernel(self.logits)) is not None:
             given = self.logits, self.largest, self.sums[0], ends, block, wanted
             found: Tensor = kernel.classes_at(*given, self.scales[0], BLOCK)
             return found

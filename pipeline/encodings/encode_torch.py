@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encodings import sampled_torch, topk_torch
-from pipeline.encodings.base import Arrays, Encoding, Keys
+from pipeline.encodings.base import Arrays, Encoding, Keys, row_slices
 from pipeline.encodings.blocks_torch import BLOCK
 from pipeline.encodings.dense import FLAT, LEVELS, Dense
 from pipeline.encodings.device_torch import Coming
@@ -68,24 +68,18 @@ def begin(encoding: Encoding, logits: Tensor, keys: Keys | None, again: Callable
     made: dict[str, Tensor] | None = None
     logits = logits.detach()
     if logits.ndim == 2 and logits.is_floating_point() and min(logits.shape) > 0:
-        rows, classes = logits.shape
+        (rows, classes), most = logits.shape, ELEMENTS.get(logits.device.type, 2**26)
         if isinstance(encoding, Dense):
             made = _dense(encoding, logits.float())
         elif isinstance(encoding, TopK) and encoding.k <= classes:
-            parts = [topk_torch.largest(encoding, logits[part]) for part in _slices(logits, classes)]
+            parts = [topk_torch.largest(encoding, logits[part]) for part in row_slices(rows, classes, most)]
             made, finish = _joined(parts), lambda found: encoding.packed(classes, **found)
         elif isinstance(encoding, Sampled):
             places = encoding.places(keys, rows)
-            slices = _slices(logits, max(classes, encoding.n * BLOCK))
+            slices = row_slices(rows, max(classes, encoding.n * BLOCK), most)
             parts = [sampled_torch.drawn(encoding, logits[part], places[part]) for part in slices]
             made, finish = _joined(parts), lambda found: encoding.packed(classes, *encoding.counted_up(**found))
     return Begun(encoding, again, keys, None if made is None else Coming(made), finish)
-
-
-def _slices(logits: Tensor, width: int) -> list[slice]:
-    """Parts of the rows that take ``ELEMENTS`` at ``width`` each."""
-    step = max(1, ELEMENTS.get(logits.device.type, 2**26) // width)
-    return [slice(first, first + step) for first in range(0, len(logits), step)]
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

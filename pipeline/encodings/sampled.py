@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encodings import planes
-from pipeline.encodings.base import KEPT, LOWEST_EXPONENT, Arrays, ArraySpec, Encoding, Keys, row_extremes
+from pipeline.encodings.base import KEPT, LOWEST_EXPONENT, Arrays, ArraySpec, Encoding, Keys, row_extremes, row_slices
 from pipeline.encodings.drawing import BLOCK, SCHEMES, Scheme, drawn, thresholds
 from pipeline.encodings.planes import Planes
 from pipeline.encodings.topk import id_dtype
@@ -100,7 +100,7 @@ class Sampled(Encoding):
         values, top, _ = row_extremes(logits)
         rows, classes = values.shape
         places = self.places(keys, rows)
-        slices = self.slices(rows, classes, _ROWS_TIMES_CLASSES)
+        slices = row_slices(rows, max(classes, self.n * BLOCK), _ROWS_TIMES_CLASSES)
         parts = [self._kept(values[part], top[part], places[part]) for part in slices]
         return self.packed(classes, *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
@@ -112,11 +112,6 @@ class Sampled(Encoding):
                 "Make them with encodings.position_keys from the entry's seed"
             )
         return thresholds(keys, self.n, self.scheme, self.seed)
-
-    def slices(self, rows: int, classes: int, elements: int) -> list[slice]:
-        """Parts of so many rows that take up to ``elements`` logits, or as many for their draws; one if none."""
-        step = max(1, elements // max(classes, self.n * BLOCK))
-        return [slice(first, first + step) for first in range(0, max(rows, 1), step)]
 
     def _kept(self, values: Floats, top: Floats, places: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], ...]:
         """What ``packed`` wants of some rows, but for the number of classes."""

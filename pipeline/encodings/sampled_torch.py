@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pipeline.devices import on_device
 from pipeline.encodings.blocks_torch import blocks_of
-from pipeline.encodings.device_torch import wide
 from pipeline.encodings.sampled import Sampled
 
 
@@ -24,13 +23,13 @@ def drawn(encoding: Sampled, logits: Tensor, places: npt.NDArray[np.float64]) ->
     """
     temperature = 1.0 / encoding.temperature
     scales = (temperature,) if encoding.counted else (encoding.proposal * temperature, temperature)
-    made, dtype = blocks_of(logits, scales), wide(logits.device)
-    ends = made.ends(dtype)
-    wanted = on_device(places, logits.device).to(dtype) * ends[:, -1:]
+    made = blocks_of(logits, scales)
+    ends = made.ends()
+    wanted = on_device(places, logits.device).to(ends.dtype) * ends[:, -1:]
     ids = made.classes_at(ends, wanted)
     found = {"ids": ids.int(), "finite": made.finite}
     if not encoding.counted:
-        share = ends[:, -1] / made.masses(1, dtype).sum(dim=1) / encoding.n
+        share = ends[:, -1] / made.masses(1).sum(dim=1) / encoding.n
         relative = made.logits.gather(1, ids).float() - made.top
-        found["each"] = (relative.to(dtype) * (temperature * (1.0 - encoding.proposal))).exp() * share[:, None]
+        found["each"] = (relative.to(ends.dtype) * (temperature * (1.0 - encoding.proposal))).exp() * share[:, None]
     return found

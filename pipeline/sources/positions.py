@@ -55,10 +55,7 @@ def at_positions(values: Tensor, index: Tensor | None) -> Tensor:
 
 
 def said_at(
-    model: Callable[[Tensor], Any],
-    parts: tuple[Callable[[Tensor], Any], nn.Linear] | None,
-    tokens: Tensor,
-    index: Tensor | None,
+    model: Forward, parts: tuple[Forward, nn.Linear] | None, tokens: Tensor, index: Tensor | None
 ) -> tuple[Tensor, nn.Linear | None]:
     """What ``model`` says of ``tokens`` (B, L) at the places ``index`` (P,): hidden states (P, D), and their head.
 

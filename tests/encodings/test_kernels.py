@@ -38,7 +38,7 @@ def check(classes: int, dtype: torch.dtype) -> None:
     made = blocks_of(logits, (1.0, 0.5))
     torch.testing.assert_close(largest, made.largest, rtol=0, atol=0)
     torch.testing.assert_close(sums, made.sums)
-    ends, expected_ends = kernel_torch.ends(largest, sums[0], 1.0, -87.0), made.ends(torch.float64)
+    ends, expected_ends = kernel_torch.ends(largest, sums[0], 1.0, -87.0), made.ends()
     torch.testing.assert_close(ends, expected_ends, rtol=1e-6, atol=1e-9)
     for draws in (1, 50, 130):
         places = torch.from_numpy(Sampled(draws).places(position_keys(draws, 6), 6))

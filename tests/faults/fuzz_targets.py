@@ -24,7 +24,7 @@ from pipeline.fidelity import possible, summarise
 from pipeline.identity import digest
 from pipeline.models import build_model, load_weights, read_metadata
 from pipeline.runs import read_run
-from pipeline.store import Cache, Manifest, PartRecord, index, parts
+from pipeline.store import Cache, Manifest, Part, PartRecord, index, parts
 from pipeline.store.files import Files, LocalFiles, MemoryFiles
 from pipeline.store.parquet_backend import ParquetBackend
 from pipeline.store.shard_reader import Shard
@@ -129,20 +129,7 @@ def targets(folder: Path) -> dict[str, Target]:
         if bad or not rows:
             raise CacheError(f"{bad}")
 
-    def read_plan(data: bytes) -> None:
-        (folder / "plan").mkdir(exist_ok=True)
-        (folder / "plan/plan.json").write_bytes(data)
-        found = Plan.load(folder / "plan")
-        found.writer(folder / "plan")
-        Workspace(folder / "plan/out", found.digest)
-
-    def read_journal(data: bytes) -> None:
-        found = parts.parse_journal(data, json.loads(journals[0])["identity"], FEW.parts[1])
-        if found is None:
-            raise CacheError("no journal entry")
-        parts.decode(parts.encode([found]), 1, "p")
-        if possible(found.statistics, found.positions):
-            json.dumps(summarise([(found.split, found.statistics)]), allow_nan=False)
+    read_plan, read_journal = plan_reader(folder), journal_reader(journals[0], FEW.parts[1])
 
     def read_weights(name: str, data: bytes) -> None:
         (folder / name).write_bytes(data)
@@ -196,6 +183,33 @@ def targets(folder: Path) -> dict[str, Target]:
         "params.yaml": Target([yaml.safe_dump(settings).encode(), b"train: &a [*a]\nb: {<<: *a}\n", LAUGHS], params),
         "params in JSON's place": Target([json.dumps(settings).encode()], params, json=True),
     }
+
+
+def plan_reader(folder: Path) -> Callable[[bytes], None]:
+    """A dump that goes on by such a plan, under ``folder``."""
+
+    def read(data: bytes) -> None:
+        (folder / "plan").mkdir(exist_ok=True)
+        (folder / "plan/plan.json").write_bytes(data)
+        found = Plan.load(folder / "plan")
+        found.writer(folder / "plan")
+        Workspace(folder / "plan/out", found.digest)
+
+    return read
+
+
+def journal_reader(sound: bytes, part: Part) -> Callable[[bytes], None]:
+    """A dump that finds such an entry in the place of the ``sound`` one of ``part``."""
+
+    def read(data: bytes) -> None:
+        found = parts.parse_journal(data, json.loads(sound)["identity"], part)
+        if found is None:
+            raise CacheError("no journal entry")
+        parts.decode(parts.encode([found]), 1, "p")
+        if possible(found.statistics, found.positions):
+            json.dumps(summarise([(found.split, found.statistics)]), allow_nan=False)
+
+    return read
 
 
 def all_of(*acts: Callable[[], object]) -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.caches.plan import Plan
 from pipeline.encodings import KEPT, Encoding, Sampled, TopK
-from pipeline.errors import CacheError, EncodingError
+from pipeline.errors import EncodingError
 from pipeline.store import Manifest, index, parts
 from pipeline.store.files import LocalFiles, MemoryFiles
 from pipeline.store.parquet_backend import ParquetBackend
 from pipeline.store.shard_reader import Shard
 from pipeline.store.shards import ShardPlan
 from pipeline.store.spans import bounds_of
-from pipeline.workspace import Workspace
 from tests.faults.forged_scratch import unfinished
 from tests.faults.forged_thirds import THIRD_BASES
 from tests.faults.forging import UNEVEN, records, sound_cache
-from tests.faults.fuzz_targets import Target, all_of, any_of, resealed, sharded, unchecked
+from tests.faults.fuzz_targets import (
+    Target,
+    all_of,
+    any_of,
+    journal_reader,
+    plan_reader,
+    resealed,
+    sharded,
+    unchecked,
+)
 from tests.faults.receiving import receive
 from tests.store.small import CLASSES
 
@@ -73,18 +79,7 @@ def third_targets(folder: Path) -> dict[str, Target]:
         held = Shard(plan, LocalFiles(folder), "shard", len(data), kept)
         all_of(held.read, partial(held.read_rows, np.array([kept - 1, 0])), held.sealed)
 
-    def read_plan(data: bytes) -> None:
-        (folder / "plan").mkdir(exist_ok=True)
-        (folder / "plan/plan.json").write_bytes(data)
-        found = Plan.load(folder / "plan")
-        found.writer(folder / "plan")
-        Workspace(folder / "plan/out", found.digest)
-
-    def read_journal(data: bytes) -> None:
-        found = parts.parse_journal(data, json.loads(journals[0])["identity"], UNEVEN.parts[1])
-        if found is None:
-            raise CacheError("no journal entry")
-        parts.decode(parts.encode([found]), 1, "p")
+    read_plan, read_journal = plan_reader(folder), journal_reader(journals[0], UNEVEN.parts[1])
 
     described = [path.read_bytes() for place in (draws, int4) for path in sorted(place.glob("labels.zarr/*/zarr.json"))]
     indices = [unchecked((draws / index.path_of(n)).read_bytes()) for n in (0, 2)]
