@@ -16,6 +16,7 @@ from pipeline.artefacts.opening import open_artefact
 from pipeline.compression import CompressConfig
 from pipeline.dump import DumpConfig
 from pipeline.encodings import Encoding, Sampled, TopK, position_keys
+from pipeline.encodings.blocks_torch import usable_kernel
 from pipeline.encodings.encode_torch import encode
 from pipeline.errors import EncodingError
 from pipeline.evaluation import EvaluateConfig
@@ -184,6 +185,12 @@ def logits_of(rows: int, classes: int, dtype: str) -> Tensor:
     logits[:8] = logits[:8].round()
     logits[8] = 0.25
     return logits.to(getattr(torch, dtype))
+
+
+def test_the_kernels_work_on_this_gpu() -> None:
+    """Where they did not, encoding would go on without them, with a warning."""
+    pytest.importorskip("triton")
+    assert usable_kernel(torch.device("cuda")) is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

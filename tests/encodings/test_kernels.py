@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.encodings import Sampled, position_keys
-from pipeline.encodings.blocks_torch import BLOCK, blocks_of
+from pipeline.encodings.blocks_torch import BLOCK, Blocks, blocks_of, usable_kernel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -27,6 +30,63 @@ def test_the_kernels_say_what_the_processor_says() -> None:
     found = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["5", "shapes"]
+
+
+def stand_in() -> ModuleType:
+    """``kernel_torch`` out of torch's operators: Triton is not everywhere."""
+    made: Any = ModuleType("pipeline.encodings.kernel_torch")
+
+    def blocks(logits: torch.Tensor, largest: torch.Tensor, sums: torch.Tensor, scale: float) -> Blocks:
+        return Blocks(logits, largest, (scale,), (sums,), largest.isfinite().all(dim=1))
+
+    def largest_and_sums(logits: torch.Tensor, scales: tuple[float, ...], _: int) -> tuple[torch.Tensor, Any]:
+        found = blocks_of(logits, scales)
+        return found.largest, found.sums
+
+    made.largest_and_sums = largest_and_sums
+    made.ends = lambda largest, sums, scale, low: blocks(largest, largest, sums, scale).ends()
+    made.classes_at = lambda logits, largest, sums, ends, block, wanted, scale, size: blocks(
+        logits, largest, sums, scale
+    ).classes_at(ends, wanted)
+    return made
+
+
+def given(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType) -> ModuleType | None:
+    """What ``usable_kernel`` says of ``kernel``, each time anew."""
+    import pipeline.encodings
+
+    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
+    monkeypatch.setattr(pipeline.encodings, "kernel_torch", kernel, raising=False)
+    found: ModuleType | None = usable_kernel.__wrapped__(torch.device("cpu"))
+    return found
+
+
+def test_kernels_that_agree_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = stand_in()
+    assert given(monkeypatch, kernel) is kernel
+
+
+def failing(*_: Any) -> Any:
+    raise RuntimeError("no such architecture: sm_999")
+
+
+def off_by_one(name: str) -> Callable[..., Any]:
+    original = getattr(stand_in(), name)
+
+    def wrong(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return (found[0] + 1, found[1]) if isinstance(found, tuple) else found + 1
+
+    return wrong
+
+
+@pytest.mark.parametrize("name", ["largest_and_sums", "ends", "classes_at"])
+def test_kernels_that_fail_or_are_wrong_are_named_and_left(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for broken, words in ((failing, "found RuntimeError: no such architecture: sm_999"), (off_by_one(name), "not")):
+        kernel = stand_in()
+        setattr(kernel, name, broken)
+        with pytest.warns(UserWarning, match=f"kernels of Triton on cpu should do (.|\\n)*{words}(.|\\n)*instead"):
+            assert given(monkeypatch, kernel) is None
 
 
 def check(classes: int, dtype: torch.dtype) -> None:
@@ -56,6 +116,7 @@ def check(classes: int, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
+    assert usable_kernel(torch.device("cpu")) is not None
     shapes = [(1000, "float32"), (4096, "float32"), (50_001, "bfloat16"), (70, "float16"), (5, "float32")]
     for classes, name in shapes:
         check(classes, DTYPES[name])
