@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, of {', '.join(NAMES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the plumbing, the figures mean nothing")
-    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="of gpu or gpu_language: these alone")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="of (gpu_)language or gpu: only these")
     parser.add_argument("--out", type=Path, help="folder for the results (default: benchmarks/results for a whole run)")
     parser.add_argument("--scratch", type=Path, help="folder for what is written meanwhile, on the disk to be measured")
     given = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ turns around from round to round, and ``ratio`` compares within each round befor
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import re
@@ -37,6 +38,11 @@ class Settings:
         """``full``, or ``quick`` when only the plumbing is tried."""
         return quick if self.quick else full
 
+    def known(self, sections: Iterable[str]) -> None:
+        """Raises ValueError when ``only`` names a section that is not among ``sections``."""
+        if unknown := sorted(set(self.only) - set(sections)):
+            raise ValueError(f"there is no section {', '.join(unknown)}; there are {', '.join(sections)}")
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -46,6 +52,15 @@ class Ratio:
     low: float
     high: float
     rounds: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of the median of independent, normal rounds: 0.93 of their middle half over sqrt(rounds)."""
+        return 0.93 * (self.high - self.low) / math.sqrt(self.rounds)
+
+    def sure(self) -> str:
+        """The median with twice its standard error, for a figure that is near its aim."""
+        return f"median within {2 * self.error:.3f} ({self.rounds} rounds)"
 
     def __str__(self) -> str:
         digits = 3 if self.median < 2 else 1

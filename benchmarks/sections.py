@@ -24,8 +24,7 @@ def run_sections(title: str, sections: Sections, notes: Sequence[str], settings:
 
     Raises ValueError when ``settings.only`` names a section that is not there.
     """
-    if unknown := sorted(set(settings.only) - set(sections)):
-        raise ValueError(f"there is no section {', '.join(unknown)}; there are {', '.join(sections)}")
+    settings.known(sections)
     cuda = torch.cuda.is_available()
     if not cuda and not settings.quick:
         return Table(title, [Row("all of it", "this machine", "skipped: torch finds no CUDA device (0 are there)")])
