@@ -7,6 +7,7 @@ an option exists in one place only. A configuration checks itself and reports al
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import shlex
@@ -147,14 +148,16 @@ def parse_arguments(texts: Sequence[str], option_name: str) -> dict[str, Any]:
     >>> parse_arguments(["hidden=16,dropout=0.1", "bias=false"], "--student-args")
     {'hidden': 16, 'dropout': 0.1, 'bias': False}
 
-    Raises ConfigError naming ``option_name`` when a text is not of that form.
+    Raises ConfigError naming ``option_name`` when a text is not of that form, or a number is not finite.
     """
     arguments: dict[str, Any] = {}
     for item in [piece for text in texts for piece in text.split(",") if piece.strip()]:
         key, sign, value = item.partition("=")
         if not sign or not key.strip().isidentifier():
             raise ConfigError(f"{option_name} should be key=value pairs; found {item!r}")
-        arguments[key.strip()] = _literal(value.strip())
+        arguments[key.strip()] = found = _literal(value.strip())
+        if isinstance(found, float) and not math.isfinite(found):
+            raise ConfigError(f"numbers in {option_name} should be finite; found {item.strip()!r}")
     return arguments
 
 

@@ -25,7 +25,7 @@ from pipeline.encodings.topk import TopK
 
 Encoded = dict[str, npt.NDArray[Any]]
 
-ELEMENTS = {"cpu": 2**21, "cuda": 2**30}
+ELEMENTS = {"cpu": 2**22, "cuda": 2**30}
 """Logits that are worked on at a time: on a processor those that stay near it."""
 
 

@@ -10,7 +10,6 @@ where the student stands, so two students stand in, neither of which is trained:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.encodings.base import row_slices
 from pipeline.losses import distillation_loss
 from pipeline.softlabels import Dense, SoftLabels
 
@@ -35,12 +35,6 @@ class Angles:
 
     rows: float
     batch: float
-
-
-def slices(rows: int, classes: int) -> Iterator[slice]:
-    """The rows in runs that take little memory."""
-    step = max(1, ELEMENTS // classes)
-    return (slice(first, first + step) for first in range(0, rows, step))
 
 
 def stand_in(student: str, logits_NC: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
@@ -65,7 +59,7 @@ def gradient_angles(
     rows, classes = logits_NC.shape
     angles = np.empty(rows)
     sums = np.zeros((2, classes))
-    for part in slices(rows, classes):
+    for part in row_slices(rows, classes, ELEMENTS):
         student = torch.from_numpy(student_NC[part])
         full = _gradient(student, Dense(torch.from_numpy(logits_NC[part])), temperature)
         found = _gradient(student, kept.select(part).map(torch.from_numpy), temperature)

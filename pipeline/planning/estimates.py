@@ -16,6 +16,7 @@ from pipeline.dump import Job
 from pipeline.dump.asking import rows_at_once
 from pipeline.dump.job import layout_of
 from pipeline.encodings import KEPT, Encoding, position_keys
+from pipeline.encodings.base import row_slices
 from pipeline.encodings.encode_torch import encode
 from pipeline.errors import EncodingError
 from pipeline.fidelity import Fidelity, kl_divergence, stored_logprobs, summarise
@@ -23,7 +24,7 @@ from pipeline.identity import digest
 from pipeline.losses.meeting import EVEN, ONE
 from pipeline.metrics import log_softmax
 from pipeline.planning import sizes
-from pipeline.planning.angles import STUDENTS, Angles, gradient_angles, slices, stand_in
+from pipeline.planning.angles import ELEMENTS, STUDENTS, Angles, gradient_angles, stand_in
 from pipeline.planning.config import PlanConfig, default_k, default_tokens
 from pipeline.planning.parameters import Turn
 from pipeline.planning.sampling import Sample
@@ -239,7 +240,7 @@ def _faithfulness(
     """KL in nats by temperature, the share of rows that keep their largest class, and both as a manifest has them."""
     if isinstance(kept, Sampled):
         counted = Fidelity(encoding, logits_NC.shape[1])
-        for rows in slices(*logits_NC.shape):
+        for rows in row_slices(*logits_NC.shape, ELEMENTS):
             counted.compare(logits_NC[rows], kept.select(rows))
         fidelity = summarise([("train", counted.totals())])
         return {}, fidelity["top1_agreement"], fidelity
@@ -247,7 +248,7 @@ def _faithfulness(
     agreed = 0
     for at in sorted({1.0, temperature} if not encoding.temperatures else {*encoding.temperatures}):
         divergences = []
-        for rows in slices(*logits_NC.shape):
+        for rows in row_slices(*logits_NC.shape, ELEMENTS):
             stored = stored_logprobs(kept.select(rows), at)
             divergences.append(np.maximum(kl_divergence(log_softmax(logits_NC[rows], at), stored), 0.0))
             if at == temperature:

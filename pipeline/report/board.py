@@ -1,9 +1,9 @@
-"""The numbers of the page as TensorBoard event files: a run per seed, a run per artefact."""
+"""The numbers of the page as TensorBoard event files: a run per seed, a run per artefact or model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import ConfigError, some
@@ -60,6 +60,10 @@ def _runs(findings: Findings) -> Iterator[tuple[str, list[Scalar]]]:
     for cell in findings.cells:
         for seed in sorted(int(seed) for seed in cell.details["seeds"]):
             yield f"{cell.name}/seed-{seed}", list(_seed(cell, seed))
+    if not findings.cells:  # runs that are evaluated together, in a table of models
+        for place, seeds in findings.histories.items():
+            for seed, epochs in sorted(seeds.items()):
+                yield f"{PurePath(place).name}/seed-{seed}", list(_epochs(epochs))
     for folder, table in (("compressed", findings.compressed), ("models", findings.models)):
         rows = [row for row in table.get("rows", []) if not row.get("skipped")]
         columns = columns_of(rows)
@@ -70,11 +74,15 @@ def _runs(findings: Findings) -> Iterator[tuple[str, list[Scalar]]]:
 
 def _seed(cell: Cell, seed: int) -> Iterator[Scalar]:
     epochs = cell.histories.get(seed, [])
-    for epoch in epochs:
-        for key, tag in _CURVES.items():
-            if isinstance(epoch.get(key), int | float):
-                yield tag, float(epoch[key]), int(epoch["epoch"]) + 1
+    yield from _epochs(epochs)
     for key in FIGURES:
         value = by_seed(cell.details, key).get(seed)
         if value is not None:
             yield f"{cell.details['split']}/{key}", value, len(epochs)
+
+
+def _epochs(epochs: Sequence[Mapping[str, Any]]) -> Iterator[Scalar]:
+    for epoch in epochs:
+        for key, tag in _CURVES.items():
+            if isinstance(epoch.get(key), int | float):
+                yield tag, float(epoch[key]), int(epoch["epoch"]) + 1

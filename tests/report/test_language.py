@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline import report
 from pipeline.errors import ConfigError
 from pipeline.report import ReportConfig, charts, cost, language, training_curves
 from pipeline.report.artefacts import smallest_as_good, with_teacher
-from pipeline.report.board import _runs
+from pipeline.report.board import _runs, write_board
 from pipeline.report.columns import LANGUAGE, columns_of, leading, rows_table
 from pipeline.report.differences import between, lines
 from pipeline.report.explaining import explained
@@ -98,9 +99,23 @@ def test_runs_alone_have_their_curves(tmp_path: Path) -> None:
     made = training_curves.curves_table(findings)
     assert made is not None and made.caption == "Mean validation perplexity by epoch"
     assert made.groups[0].rows[2][2].value == pytest.approx(each.mean())
+    board_of_runs(findings, tmp_path / "board")
     one = options["runs"][0] / "seed-0" / "history.json"
     write(one, json.loads(one.read_text())[:1])
     assert [curve.name for curve in training_curves.curves_of(findings_of(models=several, **options))] == ["sampled"]
+
+
+def board_of_runs(findings: Findings, out: Path) -> None:
+    """TensorBoard's own reader finds the curves, each seed to its end."""
+    if find_spec("tensorboard") is None:
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_board(findings, out)
+    for seed in range(3):
+        curve = EventAccumulator(str(out / "sampled" / f"seed-{seed}")).Reload().Scalars("validation/nll")
+        assert [event.step for event in curve] == list(range(1, 6 + seed))
+        assert [event.value for event in curve] == pytest.approx([3.5 - 0.1 * e - 0.01 * seed for e in range(5 + seed)])
 
 
 def test_what_leads_in_the_table() -> None:

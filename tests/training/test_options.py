@@ -62,6 +62,7 @@ EVEN = ("residual=even",)
         ({"cache": "c", "loss": "dkd", "loss_args": ("others=x",)}, "others of dkd should be a number, 0 or more"),
         ({"cache": "c", "loss": "dist", "loss_args": ("inter=0,intra=0",)}, "all weights of dist are 0"),
         ({"cache": "c", "loss": "dkd", "loss_args": ("others",)}, "--loss-args should be key=value"),
+        ({"cache": "c", "loss": "dkd", "loss_args": ("beta=nan",)}, "numbers in --loss-args should be finite"),
         ({"loss": "dkd"}, "--loss is of soft labels, and there are none"),
         ({"standardise": True}, "--standardise is of soft labels, and there are none"),
         ({"bare_topk": True}, "--bare-topk is of soft labels, and there are none"),
