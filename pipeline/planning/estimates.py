@@ -238,9 +238,10 @@ def _faithfulness(
     encoding: Encoding, logits_NC: npt.NDArray[np.float32], kept: SoftLabels, temperature: float
 ) -> tuple[dict[str, dict[str, float]], float, dict[str, Any]]:
     """KL in nats by temperature, the share of rows that keep their largest class, and both as a manifest has them."""
+    parts = row_slices(len(logits_NC), logits_NC.shape[1], ELEMENTS)
     if isinstance(kept, Sampled):
         counted = Fidelity(encoding, logits_NC.shape[1])
-        for rows in row_slices(*logits_NC.shape, ELEMENTS):
+        for rows in parts:
             counted.compare(logits_NC[rows], kept.select(rows))
         fidelity = summarise([("train", counted.totals())])
         return {}, fidelity["top1_agreement"], fidelity
@@ -248,7 +249,7 @@ def _faithfulness(
     agreed = 0
     for at in sorted({1.0, temperature} if not encoding.temperatures else {*encoding.temperatures}):
         divergences = []
-        for rows in row_slices(*logits_NC.shape, ELEMENTS):
+        for rows in parts:
             stored = stored_logprobs(kept.select(rows), at)
             divergences.append(np.maximum(kl_divergence(log_softmax(logits_NC[rows], at), stored), 0.0))
             if at == temperature:
