@@ -87,7 +87,7 @@ class Sampled(Encoding):
         if classes < 1:
             raise EncodingError(f"there should be at least one class, found {classes}")
         most = min(self.n, classes)
-        found = {KEPT: ArraySpec((), id_dtype(most + 1), "none")}
+        found = {KEPT: ArraySpec((), id_dtype(most + 1), "zstd")}
         for plane in range(self._planes(classes).number):
             found[f"draws_{plane}"] = ArraySpec((), "uint8", "zstd", KEPT, most)
         return found if self.counted else {**found, "weights": ArraySpec((), "float16", "none", KEPT, most)}
