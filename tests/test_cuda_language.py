@@ -17,7 +17,7 @@ from pipeline.compression import CompressConfig
 from pipeline.dump import DumpConfig
 from pipeline.encodings import Encoding, Sampled, TopK, position_keys
 from pipeline.encodings.blocks_torch import usable_kernel
-from pipeline.encodings.encode_torch import encode
+from pipeline.encodings.encode_torch import begin, encode
 from pipeline.errors import EncodingError
 from pipeline.evaluation import EvaluateConfig
 from pipeline.losses import fused_loss
@@ -227,6 +227,8 @@ def test_draws_on_the_gpu_are_those_of_numpy(encoding: Sampled, classes: int, dt
     logits, keys = logits_of(40, classes, dtype), position_keys(7, 40)
     one = encoding.decode(encoding.encode(logits.float().numpy(), keys), classes)
     other = encoding.decode(encode(encoding, logits.to(GPU), keys), classes)
+    begun = begin(encoding, logits.to(GPU), keys, lambda: logits)
+    assert begun.best is not None and begun.best.tolist() == logits.float().numpy().argmax(axis=1).tolist()
     apart = pairs(one) ^ pairs(other)
     assert len(apart) <= 4 + len(one.ids) // 1000
     if not apart:

@@ -155,7 +155,8 @@ def awaited(job: Job, asked: Asked, sample: slice, keys: Keys | None = None) -> 
             rows = wanted[(wanted >= first) & (wanted < first + len(logits))] - first
             begun = begin(job.encoding, logits, None if keys is None else keys[here], partial(_again, job, asked, here))
             sampled = logits[on_device(rows, logits.device)].float()
-            pieces.append((first, begun, Coming({"predicted": _best(logits), "sampled": sampled})))
+            best = _best(logits) if begun.best is None else begun.best
+            pieces.append((first, begun, Coming({"predicted": best, "sampled": sampled})))
         finite = {name: value.flatten(1).isfinite().all(dim=1) for name, value in asked.features.items()}
     return Awaited(asked, tuple(pieces), Coming(asked.features), Coming(finite), Coming({"expected": asked.expected}))
 

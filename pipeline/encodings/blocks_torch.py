@@ -44,6 +44,11 @@ class Blocks:
         """G."""
         return self.largest.shape[1]
 
+    def best(self) -> Tensor:
+        """(N,) int64: the class of the largest logit of each row, the first of equal ones."""
+        block = self.largest.argmax(dim=1, keepdim=True)
+        return block[:, 0] * BLOCK + self.inside(block)[:, 0].argmax(dim=1)
+
     def classes(self, blocks: Tensor) -> Tensor:
         """(N, J, BLOCK) int64: the classes of ``blocks`` (N, J), of which the last block may have too many."""
         return blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=blocks.device)

@@ -31,13 +31,18 @@ ELEMENTS = {"cpu": 2**22, "cuda": 2**30}
 
 @dataclass(frozen=True)
 class Begun:
-    """An encoding that was begun on a device, which may still be at it."""
+    """An encoding that was begun on a device, which may still be at it.
+
+    ``best`` (N,) int64, there: the class of the largest logit of each row, the first of equal ones; None where the
+    encoding does not come by it.
+    """
 
     encoding: Encoding
     again: Callable[[], Tensor]
     keys: Keys | None
     coming: Coming | None
     finish: Callable[[Arrays], Encoded]
+    best: Tensor | None
 
     def arrays(self) -> Encoded:
         """As ``Encoding.encode`` gives them; raises EncodingError as that does."""
@@ -79,7 +84,8 @@ def begin(encoding: Encoding, logits: Tensor, keys: Keys | None, again: Callable
             slices = row_slices(rows, max(classes, encoding.n * BLOCK), most)
             parts = [sampled_torch.drawn(encoding, logits[part], places[part]) for part in slices]
             made, finish = _joined(parts), lambda found: encoding.packed(classes, *encoding.counted_up(**found))
-    return Begun(encoding, again, keys, None if made is None else Coming(made), finish)
+    best = None if made is None else made.pop("best", None)
+    return Begun(encoding, again, keys, None if made is None else Coming(made), finish, best)
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from pipeline.encodings.sampled import Sampled
 def drawn(encoding: Sampled, logits: Tensor, places: npt.NDArray[np.float64]) -> dict[str, Tensor]:
     """What ``Sampled.counted_up`` wants: ``ids`` (N, n) int32, ``each`` (N, n) where draws have weights of their own.
 
-    And ``finite`` (N,): the rows that can be kept. ``logits`` (N, C) floating, ``places`` (N, n) as ``thresholds``
-    gives them.
+    And ``finite`` (N,), the rows that can be kept, and ``best`` (N,) int64, the class of the largest. ``logits`` (N, C)
+    floating, ``places`` (N, n) as ``thresholds`` gives them.
     """
     temperature = 1.0 / encoding.temperature
     scales = (temperature,) if encoding.counted else (encoding.proposal * temperature, temperature)
@@ -27,7 +27,7 @@ def drawn(encoding: Sampled, logits: Tensor, places: npt.NDArray[np.float64]) ->
     ends = made.ends()
     wanted = on_device(places, logits.device).to(ends.dtype) * ends[:, -1:]
     ids = made.classes_at(ends, wanted)
-    found = {"ids": ids.int(), "finite": made.finite}
+    found = {"ids": ids.int(), "finite": made.finite, "best": made.best()}
     if not encoding.counted:
         share = ends[:, -1] / made.masses(1).sum(dim=1) / encoding.n
         relative = made.logits.gather(1, ids).float() - made.top

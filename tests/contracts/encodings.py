@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from pipeline import encodings
 from pipeline.encodings import KEPT, Encoding, position_keys
+from pipeline.encodings.encode_torch import begin
 from pipeline.encodings.encode_torch import encode as encode_torch
 from pipeline.errors import EncodingError
 from pipeline.softlabels import Dense
@@ -180,6 +181,14 @@ class EncodingContract:
     @given(LOGITS)
     def test_the_torch_twin_keeps_the_same(self, logits: npt.NDArray[np.float32]) -> None:
         self.assert_twins(self.make(logits.shape[1]), logits)
+
+    @given(LOGITS)
+    def test_the_torch_twin_sees_the_largest_or_says_that_it_did_not(self, logits: npt.NDArray[np.float32]) -> None:
+        encoding, given_logits = self.make(logits.shape[1]), torch.from_numpy(logits)
+        keys = position_keys(7, len(logits)) if encoding.draws else None
+        best = begin(encoding, given_logits, keys, lambda: given_logits).best
+        assert (best is None) == encoding.describe()["name"].startswith("dense")
+        assert best is None or best.tolist() == logits.argmax(axis=1).tolist()
 
     @pytest.mark.parametrize("scale", [1e-30, 1.0, 100.0])
     def test_the_torch_twin_keeps_the_same_of_many(self, scale: float) -> None:
