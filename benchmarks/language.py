@@ -35,7 +35,7 @@ Supply = Iterator[tuple[Tensor, Batch]]
 def run(settings: Settings) -> Table:
     """Steps, decoding and dumping, of sampled labels."""
     sections = {"decode": decoding, "step": steps, "dump": dumping}
-    settings.known(sections)
+    settings.check_only(sections)
     chosen = [sections[name] for name in sections if name in (settings.only or sections)]
     found = [row for section in chosen for row in section(settings)]
     return Table(

@@ -24,7 +24,7 @@ LONG_TAIL = (1.7, 0.5)
 """Strengths of the teacher of the module: 3 bits on average, 14 tokens hit by 50 draws."""
 
 TWELVE = (1.85, 0.5)
-"""Of one of which 50 draws hit 12 tokens, as those of published teachers do."""
+"""Of one of which 50 draws hit 12 tokens, as RS-KD counts of its teacher."""
 
 PEAKED = (2.3, 0.4)
 """Of one that is more certain of the next token: 1.6 bits on average, 7 tokens."""

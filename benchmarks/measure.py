@@ -38,7 +38,7 @@ class Settings:
         """``full``, or ``quick`` when only the plumbing is tried."""
         return quick if self.quick else full
 
-    def known(self, sections: Iterable[str]) -> None:
+    def check_only(self, sections: Iterable[str]) -> None:
         """Raises ValueError when ``only`` names a section that is not among ``sections``."""
         if unknown := sorted(set(self.only) - set(sections)):
             raise ValueError(f"there is no section {', '.join(unknown)}; there are {', '.join(sections)}")

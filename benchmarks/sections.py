@@ -24,7 +24,7 @@ def run_sections(title: str, sections: Sections, notes: Sequence[str], settings:
 
     Raises ValueError when ``settings.only`` names a section that is not there.
     """
-    settings.known(sections)
+    settings.check_only(sections)
     cuda = torch.cuda.is_available()
     if not cuda and not settings.quick:
         return Table(title, [Row("all of it", "this machine", "skipped: torch finds no CUDA device (0 are there)")])

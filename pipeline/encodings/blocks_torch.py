@@ -157,7 +157,7 @@ def usable_kernel(device: torch.device) -> Any:
 def _try(kernel: Any, device: torch.device) -> None:
     """Raises AssertionError when the kernels say something else, of a few rows, than operators on a processor do."""
     logits = torch.arange(3 * 1000).view(3, 1000).mul(0.7).sin().mul(5)
-    wanted = torch.tensor([0.1, 0.35, 0.6, 0.85]).to(torch.float64).expand(3, -1).contiguous()
+    wanted = torch.tensor([[0.1, 0.35, 0.6, 0.85]] * 3, dtype=torch.float64)
     plain = blocks_of(logits, (1.0,))
     expected = plain.ends()
     largest, (sums,) = kernel.largest_and_sums(logits.to(device), (1.0,), BLOCK)
