@@ -35,9 +35,7 @@ Supply = Iterator[tuple[Tensor, Batch]]
 def run(settings: Settings) -> Table:
     """Steps, decoding and dumping, of sampled labels."""
     sections = {"decode": decoding, "step": steps, "dump": dumping}
-    settings.check_only(sections)
-    chosen = [sections[name] for name in sections if name in (settings.only or sections)]
-    found = [row for section in chosen for row in section(settings)]
+    found = [row for name in settings.chosen(sections) for row in sections[name](settings)]
     return Table(
         "Language models",
         found,

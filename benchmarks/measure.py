@@ -13,7 +13,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -38,10 +38,11 @@ class Settings:
         """``full``, or ``quick`` when only the plumbing is tried."""
         return quick if self.quick else full
 
-    def check_only(self, sections: Iterable[str]) -> None:
-        """Raises ValueError when ``only`` names a section that is not among ``sections``."""
+    def chosen(self, sections: Collection[str]) -> list[str]:
+        """Those of ``sections`` to run, in their order. Raises ValueError when ``only`` names one that is not there."""
         if unknown := sorted(set(self.only) - set(sections)):
             raise ValueError(f"there is no section {', '.join(unknown)}; there are {', '.join(sections)}")
+        return [name for name in sections if name in (self.only or sections)]
 
 
 @dataclass(frozen=True)

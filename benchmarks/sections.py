@@ -24,14 +24,14 @@ def run_sections(title: str, sections: Sections, notes: Sequence[str], settings:
 
     Raises ValueError when ``settings.only`` names a section that is not there.
     """
-    settings.check_only(sections)
+    chosen = settings.chosen(sections)
     cuda = torch.cuda.is_available()
     if not cuda and not settings.quick:
         return Table(title, [Row("all of it", "this machine", "skipped: torch finds no CUDA device (0 are there)")])
     device = torch.device("cuda" if cuda else "cpu")
     found: list[Row] = []
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background would not hear of it
-    for name in [name for name in sections if name in (settings.only or sections)]:
+    for name in chosen:
         began = time.perf_counter()
         try:
             for row in sections[name](settings, device):
